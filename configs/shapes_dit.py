@@ -1,0 +1,93 @@
+"""The small text-to-video transformer that ships: moving shapes, with its text encoder.
+
+    python train.py --config=configs/shapes_vae.py --workdir=runs/shapes_vae
+    python -m sora_jax.data.precompute --config=configs/shapes_dit.py --output=data/shapes_latents
+    python train.py --config=configs/shapes_dit.py --workdir=runs/shapes_dit \
+        --config.data.latents=data/shapes_latents
+
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.task = "dit"
+    config.seed = 0
+    config.dtype = "float32"
+    config.remat = False
+    config.mesh = ConfigDict({"fsdp": -1})
+
+    config.data = ConfigDict()
+    config.data.folder = ""  # the rendered world
+    config.data.latents = ""
+    config.data.clips = 40_000
+    config.data.fps = 8.0
+    config.data.buckets = (
+        (1, 64, 64),
+        (1, 64, 96),
+        (1, 96, 64),
+        (17, 64, 64),
+        (17, 64, 96),
+        (17, 96, 64),
+        (33, 64, 96),
+    )
+    config.data.bucket_weights = (0.1, 0.05, 0.05, 0.3, 0.2, 0.2, 0.1)
+    config.data.token_budget = 64 * 120
+    config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
+    config.data.caption_dropout = 0.1
+    config.data.workers = 0
+    config.data.held_out_batches = 14
+
+    config.vae = "runs/shapes_vae/model"
+
+    config.tokenizer = ConfigDict({"vocabulary": 384, "captions": 4000, "length": 32})
+    config.text = ConfigDict()
+    config.text.width = 128
+    config.text.layers = 2
+    config.text.heads = 4
+    config.text.head_width = 32
+    config.text.mlp_width = 256
+
+    config.dit = ConfigDict()
+    config.dit.width = 256
+    config.dit.layers = 8
+    config.dit.heads = 8
+    config.dit.mlp_width = 768
+    config.dit.patch = (1, 2, 2)
+    config.dit.time_features = 256
+    config.dit.prediction = "clean"
+
+    config.noise = ConfigDict({"mean": 0.0, "std": 1.0, "shift": 2.0, "shift_tokens": 100})
+    config.patterns = ConfigDict({"none": 0.8, "first_frame": 0.2})
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.decay_share = 0.3
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.b2 = 0.99
+    config.optimizer.clip = 1.0
+
+    config.sampling = ConfigDict()
+    config.sampling.steps = 20
+    config.sampling.guidance = 4.0
+    config.sampling.solver = "euler"
+    config.sampling.latent_limit = 6.0
+    config.sampling.size = (96, 64)
+    config.sampling.frames = 33
+    config.sampling.prompts = (
+        "a red circle moves right",
+        "a blue square moves up",
+        "a large green triangle moves left across a black background",
+        "a small yellow circle moves down across a brown background",
+    )
+
+    config.loop = ConfigDict()
+    config.loop.steps = 8000
+    config.loop.ema_decay = 0.999
+    config.loop.log_every = 50
+    config.loop.evaluate_every = 500
+    config.loop.checkpoint_every = 500
+    config.loop.save_every = 1000
+    return config

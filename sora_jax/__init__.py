@@ -1,0 +1,34 @@
+"""An open JAX implementation of the Sora report.
+
+    import sora_jax
+    model = sora_jax.load()
+    clip = model.sample("a red circle moves right", size=(96, 64), frames=33, seed=0)
+    sora_jax.save(clip, "clip.mp4", fps=model.fps)
+"""
+
+import importlib
+import os
+from typing import Any
+
+import numpy as np
+
+# Where each name of the facade lives. Imported on first use: the processes that read data import
+# this package too, and have no use for jax.
+_HOMES = {
+    "Model": ("sora_jax.pipeline", "Model"),
+    "load": ("sora_jax.pipeline", "load"),
+}
+
+__all__ = ["Model", "load", "save"]
+
+
+def save(clip: np.ndarray, path: str | os.PathLike, fps: float = 24.0) -> None:
+    """Writes frames uint8 [F, H, W, 3] as .mp4, .gif or .webp, or an image as .png, by suffix."""
+    importlib.import_module("sora_jax.video_io").write(path, clip, fps=fps)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sora_jax' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,288 @@
+"""Precomputed latents: a TFDS dataset in ArrayRecord, and that as a source for the loader.
+
+A record has `latents` float16 [T, h, w, C], normalised; `frames`, `height` and `width` of the
+pixels they encode, which is the shape of a bucket; `captions` (`short` and `detailed`, empty where
+there is none); `file_name`, or nothing for a rendered clip; `clip`, the clip's number in its
+source; and `draw`, which of several random crops and start times it is. Beside the records are
+latents.json, which names the VAE, and shapes_SPLIT.npy, the shapes of the records in their order.
+
+`tfds.builder_from_directory(FOLDER).as_data_source(SPLIT)` reads it too. TensorFlow is not needed.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from sora_jax.buckets import Bucket
+from sora_jax.data.captions import KINDS
+from sora_jax.data.source import ClipSource
+
+FORMAT = "sora_jax latents 1"
+DESCRIPTION = "latents.json"
+_COMMAND = "python -m sora_jax.data.precompute --config=configs/NAME.py --output="
+
+
+class Record(NamedTuple):
+    """One clip: latents [T, h, w, C], the bucket it was read at, and where it is from."""
+
+    latents: np.ndarray
+    bucket: Bucket
+    captions: Mapping[str, str]
+    file_name: str
+    clip: int
+    draw: int
+
+
+# Of each split its files, each as a function that gives the records when it is called.
+Shards = Mapping[str, Sequence[Callable[[], Iterator[Record]]]]
+
+
+def write_latents(
+    output: Path, shards: Shards, channels: int, description: Mapping[str, Any]
+) -> None:
+    """Builds beside `output`, and moves the result there when it is whole.
+
+    Args:
+      output: a folder that does not exist yet, or is empty.
+      shards: the records; one file's are held in memory at a time.
+      channels: of the latents.
+      description: JSON values for latents.json, which is written last: `vae` (see `vae_identity`),
+        `fps` and what is worth knowing.
+
+    Raises:
+      FileExistsError: there is something at `output`.
+      ValueError: a split without a record.
+    """
+    output = Path(output).resolve()
+    check_output(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.building-", dir=output.parent))
+    try:
+        builder = _Builder(shards, channels, work)
+        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
+            builder.download_and_prepare()
+        built = Path(builder.data_dir)
+        for split, files in builder.shapes.items():
+            shapes = [shape for file in files for shape in file]
+            if not shapes:
+                raise ValueError(f"no clip of the split {split!r} could be read: see above why")
+            np.save(_shapes_file(built, split), np.array(shapes, np.int32))
+        content = json.dumps({"format": FORMAT, **description}, indent=1)
+        (built / DESCRIPTION).write_text(content, encoding="utf-8")
+        built.rename(output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_output(output: Path) -> None:
+    """Raises FileExistsError where there is something already."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise FileExistsError(f"{output} exists: remove it, or name another folder")
+
+
+def vae_identity(folder: str | Path) -> dict[str, Any]:
+    """What tells the VAE of a model folder from others: its parameters and how latents are scaled.
+
+    Raises:
+      FileNotFoundError, ValueError: it is no model folder with a VAE.
+    """
+    folder = Path(folder)
+    weights, description = folder / "vae.safetensors", folder / "model.json"
+    for file in (weights, description):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: give the model folder of a trained VAE")
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        vae = json.loads(description.read_text(encoding="utf-8"))["parts"]["vae"]
+        mean, std = list(vae["latent_mean"]), list(vae["latent_std"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{description} has no latent_mean and latent_std of a VAE") from error
+    return {"sha256": digest, "latent_mean": mean, "latent_std": std}
+
+
+def check_vae(path: str | Path, vae_folder: str | Path) -> None:
+    """Refuses latents that another VAE made than the one that will decode them.
+
+    Args:
+      path: folder of the latents.
+      vae_folder: model folder.
+
+    Raises:
+      FileNotFoundError, ValueError: they do not belong together, or one of them is missing.
+    """
+    made_by, vae = _description(Path(path))["vae"], vae_identity(vae_folder)
+    if made_by["sha256"] != vae["sha256"]:
+        raise ValueError(
+            f"the latents in {path} were made with another VAE (sha256 {made_by['sha256'][:12]}) "
+            f"than {vae_folder} ({vae['sha256'][:12]}): set config.vae to that one, or make them "
+            f"again: {_COMMAND}..."
+        )
+    for name in ("latent_mean", "latent_std"):
+        if not np.array_equal(np.float32(made_by[name]), np.float32(vae[name])):
+            raise ValueError(
+                f"the latents in {path} were normalised with another {name} than that of "
+                f"{vae_folder}: make them again: {_COMMAND}..."
+            )
+
+
+def _description(path: Path) -> dict[str, Any]:
+    file = path / DESCRIPTION
+    if not file.is_file():
+        raise FileNotFoundError(f"no precomputed latents at {path}: {_COMMAND}{path}")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): make the latents again") from error
+    if description.get("format") != FORMAT:
+        raise ValueError(f"{file} is not of the format {FORMAT!r}: make the latents again")
+    return description
+
+
+def _shapes_file(path: Path, split: str) -> Path:
+    return path / f"shapes_{split}.npy"
+
+
+class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Writes the records file by file, and keeps their shapes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # TFDS would look there for checksums of downloads
+    name = "latents"
+
+    def __init__(self, shards: Shards, channels: int, folder: Path):
+        self._shards = shards
+        self._channels = channels
+        self.shapes = {split: [[] for _ in files] for split, files in shards.items()}
+        super().__init__(data_dir=folder, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        latents = tfds.features.Tensor(
+            shape=(None, None, None, self._channels), dtype=np.float16, encoding="bytes"
+        )
+        features = {
+            "latents": latents,
+            "frames": np.int32,
+            "height": np.int32,
+            "width": np.int32,
+            "captions": {kind: text for kind in KINDS},
+            "file_name": text,
+            "clip": np.int64,
+            "draw": np.int32,
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Captioned latents of clips, written by sora_jax.data.precompute.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+    def _shard_iterators_per_split(self, dl_manager):
+        return {
+            split: [
+                functools.partial(self._examples, records, shapes)
+                for records, shapes in zip(files, self.shapes[split], strict=True)
+            ]
+            for split, files in self._shards.items()
+        }
+
+    def _examples(
+        self, records: Callable[[], Iterator[Record]], shapes: list[tuple[int, int, int]]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for record in records():
+            shape = (record.bucket.frames, record.bucket.height, record.bucket.width)
+            shapes.append(shape)
+            yield (
+                f"{record.clip}_{record.draw}",
+                {
+                    "latents": np.asarray(record.latents, np.float16),
+                    **dict(zip(("frames", "height", "width"), shape)),
+                    "captions": {kind: record.captions.get(kind, "") for kind in KINDS},
+                    "file_name": record.file_name,
+                    "clip": record.clip,
+                    "draw": record.draw,
+                },
+            )
+
+
+class LatentDataset(ClipSource):
+    """Latents that `sora_jax.data.precompute` wrote, as a source for the loader.
+
+    Args:
+      path: the dataset's folder.
+      split: "train" or "validation".
+
+    Attributes:
+      fps: frame rate of the clips that were encoded.
+      shapes: int32 [len, 3], pixel frames, height and width of each record's bucket.
+
+    Raises:
+      FileNotFoundError: there are no latents at `path`.
+      ValueError: `path` has no such split, or is damaged.
+    """
+
+    def __init__(self, path: str | Path, split: str = "train"):
+        self.path, self.split = Path(path), split
+        self._records = None
+        self.fps = float(_description(self.path)["fps"])
+        splits = tfds.builder_from_directory(self.path).info.splits
+        if split not in splits:
+            raise ValueError(f"{path} has no split {split!r}, only {', '.join(splits)}")
+        count = splits[split].num_examples
+        file = _shapes_file(self.path, split)
+        try:
+            self.shapes = np.load(file)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{file} cannot be read ({error}): make the latents again: {_COMMAND}{path}"
+            ) from error
+        if self.shapes.shape != (count, 3):
+            raise ValueError(
+                f"{file} describes {len(self.shapes)} records, and there are {count}: make the "
+                f"latents again: {_COMMAND}{path}"
+            )
+
+    def _record(self, index: int) -> dict[str, Any]:
+        if self._records is None:  # opened where it is read: in a worker process, if there are any
+            builder = tfds.builder_from_directory(self.path)
+            self._records = builder.as_data_source(self.split)
+        return self._records[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_records": None}
+
+    def __repr__(self) -> str:
+        return f"LatentDataset({str(self.path)!r}, {self.split!r})"
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def captions(self, index: int) -> dict[str, str]:
+        """See `ClipSource.captions`."""
+        return _captions(self._record(index))
+
+    def read(self, index: int, bucket: Bucket, rng: np.random.Generator) -> dict[str, Any]:
+        """Latents float32 [T, h, w, C] and captions; `rng` is not used, the crops are made."""
+        made = Bucket(*map(int, self.shapes[index]))
+        if made != bucket:
+            raise ValueError(
+                f"{self!r}: clip {index} was encoded at {made} and cannot be read at {bucket}: "
+                "train with the buckets of the precomputation, or make the latents again"
+            )
+        record = self._record(index)
+        return {"latents": record["latents"].astype(np.float32), "captions": _captions(record)}
+
+
+def _captions(record: Mapping[str, Any]) -> dict[str, str]:
+    return {kind: text.decode() for kind, text in record["captions"].items() if text}

@@ -1,0 +1,339 @@
+"""Encodes the clips of a run once, so that its training reads latents and runs no VAE.
+
+python -m sora_jax.data.precompute --config=configs/NAME.py --output=FOLDER [--passes=N]
+    [--config.KEY=VALUE ...]
+
+Takes the config of a transformer: its clips, its buckets and the VAE that `config.vae` names. Each
+clip is read at its bucket's exact shape, once for each pass: every pass draws another crop and
+start time (validation has one pass). Training takes them with --config.data.latents=FOLDER. The
+output appears whole or not at all. Clips that cannot be read are reported and left out.
+"""
+
+import dataclasses
+import functools
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from absl import app, flags, logging
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict, config_flags
+
+from sora_jax.buckets import Bucket, assign_all
+from sora_jax.data.folder import ClipDataset
+from sora_jax.data.latents import Record, check_output, vae_identity, write_latents
+from sora_jax.data.source import ClipSource
+from sora_jax.models.pixels import to_float
+from sora_jax.models.vae import VAE, normalise
+from sora_jax.sharding import batch_sharding, make_mesh
+from sora_jax.training.setup import DTYPES, make_source
+from sora_jax.weights.parts import LoadedVAE, load_vae
+
+SPLITS = ("train", "validation")
+_FILE_BYTES = 256 << 20  # the writer holds one file's records in memory
+_BATCH_PIXELS = 1 << 20  # of a batch and device: bounds the memory of the encoder
+_BATCH_CLIPS = 32  # of a batch and device
+_AHEAD = 4  # batches read at the same time and held ready
+_SAID_EVERY = 30.0  # seconds, in a log
+_LISTED = 20  # unreadable clips of a split that are printed too
+
+Encoder = Callable[[np.ndarray], jax.Array]
+
+
+class Batch(NamedTuple):
+    """Clips of one bucket to encode together: `clips` int [n], `draws` int [n]; padded to `size`."""
+
+    bucket: Bucket
+    clips: np.ndarray
+    draws: np.ndarray
+    size: int
+
+
+def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> dict[str, Any]:
+    """Writes the latents of a config's clips.
+
+    Args:
+      config: of a run of the transformer.
+      output: a folder that does not exist yet.
+      passes: how often each clip of `train` is read, each time at another crop and start time.
+
+    Returns:
+      The content of latents.json.
+
+    Raises:
+      ValueError, OSError: a config that cannot work, no usable clip, or there is such a folder.
+    """
+    output = Path(output)
+    check_output(output)
+    if passes < 1:
+        raise ValueError(f"--passes={passes}: each clip is read at least once")
+    if not isinstance(config.vae, str):
+        raise ValueError("config.vae is no folder: give the config of a transformer")
+    if config.data.get("latents"):
+        raise ValueError(
+            f"config.data.latents={config.data.latents} are latents already: leave it empty here"
+        )
+    identity = vae_identity(config.vae)
+    vae = load_vae(config.vae)
+    if vae_identity(config.vae) != identity:
+        raise ValueError(f"{config.vae} changed while it was read: run again when it is trained")
+    buckets = [Bucket(*shape) for shape in config.data.buckets]
+    for bucket in buckets:
+        vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
+    _check_distinct(buckets)
+
+    bar = Progress()
+    encode = make_encoder(vae, DTYPES[config.dtype])
+    splits = []
+    for number, split in enumerate(SPLITS):
+        source = make_source(config.data, buckets, held_out=split == "validation")
+        splits.append(_Split(split, source, (config.seed, number), encode, bar))
+    shards = {}
+    for each in splits:
+        repeats = passes if each.name == "train" else 1
+        batches = _batches(buckets, _choose(each.name, each.source, buckets), repeats)
+        bar.total += sum(len(batch.clips) for batch in batches)
+        shards[each.name] = [functools.partial(each.records, some) for some in _files(batches, vae)]
+    description = {
+        "vae": identity,
+        "fps": float(splits[0].source.fps),
+        "seed": config.seed,
+        "passes": passes,
+        "buckets": list(map(str, buckets)),
+        "unreadable": {each.name: each.unreadable for each in splits},  # filled while it writes
+    }
+    with bar:
+        write_latents(output, shards, vae.config.latent_channels, description)
+    return description
+
+
+def make_encoder(vae: LoadedVAE, dtype: Any) -> Encoder:
+    """From uint8 frames [B, F, H, W, 3] to normalised latents float32 [B, T, h, w, C].
+
+    B is a multiple of the number of devices, which share the batch.
+    """
+    mesh = make_mesh()
+    replicated = NamedSharding(mesh, PartitionSpec())
+    frozen = jax.device_put((vae.params, vae.mean, vae.std), replicated)
+
+    @jax.jit
+    def encode(frozen: Any, frames: jax.Array) -> jax.Array:
+        params, mean, std = frozen
+        latents, _, _ = VAE(vae.config, dtype).apply(
+            {"params": params}, to_float(frames), method="encode"
+        )
+        return normalise(latents, mean, std)
+
+    return lambda frames: encode(frozen, jax.device_put(frames, batch_sharding(mesh, 5)))
+
+
+def _check_distinct(buckets: Sequence[Bucket]) -> None:
+    """Refuses buckets so alike that latents of one would be taken for clips of another."""
+    shapes = np.array([(b.frames, b.height, b.width) for b in buckets])
+    for number, choice in enumerate(assign_all(buckets, shapes).choice):
+        if choice != number:
+            raise ValueError(
+                f"buckets {buckets[number]} and {buckets[choice]} are too alike for latents: "
+                "leave one of them out of config.data.buckets"
+            )
+
+
+def _choose(split: str, source: ClipSource, buckets: Sequence[Bucket]) -> np.ndarray:
+    """The number of each clip's bucket, or -1, as the loader chooses it."""
+    assignment = assign_all(buckets, source.shapes)
+    reasons = "; ".join(f"{count} {why}" for why, count in assignment.unassigned.items())
+    if (assignment.choice < 0).all():
+        raise ValueError(
+            f"none of the {len(source)} clips of {split} fits any of the buckets "
+            f"{', '.join(map(str, buckets))}: {reasons or 'there are none'}"
+        )
+    if reasons:
+        print(f"{split}: clips that fit no bucket: {reasons}", file=sys.stderr)
+    return assignment.choice
+
+
+def _batches(buckets: Sequence[Bucket], choice: np.ndarray, passes: int) -> list[Batch]:
+    """Every clip once for each pass, bucket by bucket, and in its order."""
+    devices = jax.device_count()
+    batches = []
+    for number, bucket in enumerate(buckets):
+        clips = np.tile(np.flatnonzero(choice == number), passes)
+        draws = np.repeat(np.arange(passes), len(clips) // passes)
+        pixels = bucket.frames * bucket.height * bucket.width
+        size = devices * max(min(_BATCH_PIXELS // pixels, _BATCH_CLIPS), 1)
+        for start in range(0, len(clips), size):
+            part = slice(start, start + size)
+            batches.append(Batch(bucket, clips[part], draws[part], size))
+    return batches
+
+
+def _files(batches: Sequence[Batch], vae: LoadedVAE) -> list[list[Batch]]:
+    """Consecutive batches, so many that each file has about _FILE_BYTES."""
+    files, room = [], 0
+    for batch in batches:
+        if room <= 0:
+            files.append([])
+            room = _FILE_BYTES
+        files[-1].append(batch)
+        bucket = batch.bucket
+        latent = vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
+        room -= len(batch.clips) * 2 * int(np.prod(latent))
+    return files
+
+
+@dataclasses.dataclass
+class _Split:
+    """Reads and encodes the clips of a split; `unreadable` collects what failed, and why."""
+
+    name: str
+    source: ClipSource
+    seed: tuple[int, int]
+    encode: Encoder
+    bar: "Progress"
+    unreadable: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def records(self, batches: Sequence[Batch]) -> Iterator[Record]:
+        """What can be read of the batches, in their order."""
+        pending = None
+        for batch, frames, records in self._read_ahead(batches):
+            self.bar.advance(len(batch.clips))
+            if not records:
+                continue
+            latents = self.encode(frames)  # returns before it is done
+            if pending:
+                yield from self._done(*pending)
+            pending = latents, records
+        if pending:
+            yield from self._done(*pending)
+
+    def _done(self, latents: jax.Array, records: Sequence[Record]) -> Iterator[Record]:
+        for record, one in zip(records, np.asarray(latents)):
+            with np.errstate(over="ignore"):
+                half = one.astype(np.float16)
+            if not np.isfinite(half).all():
+                raise ValueError(
+                    f"the VAE makes latents of clip {record.clip} of {self.name} that float16 "
+                    "cannot hold: train it again, at a lower learning rate"
+                )
+            yield record._replace(latents=half)
+
+    def _read_ahead(
+        self, batches: Sequence[Batch]
+    ) -> Iterator[tuple[Batch, np.ndarray, list[Record]]]:
+        """Batches with frames uint8 [size, F, H, W, 3], whose first are those of the records."""
+        options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
+        reading = iter(grain.MapDataset.source(batches).map(self._read).to_iter_dataset(options))
+        try:
+            for batch, frames, records, failed in reading:
+                for failure in failed:
+                    self.unreadable.append(failure)
+                    if len(self.unreadable) <= _LISTED:
+                        self.bar.say(
+                            f"{self.name}: clip {failure['clip']} {failure['file_name']} cannot "
+                            f"be read and is left out: {failure['reason']}"
+                        )
+                yield batch, frames, records
+        finally:
+            reading.close()
+
+    def _read(self, batch: Batch) -> tuple[Batch, np.ndarray, list[Record], list[dict[str, Any]]]:
+        bucket = batch.bucket
+        frames = np.zeros((batch.size, bucket.frames, bucket.height, bucket.width, 3), np.uint8)
+        records, failed = [], []
+        for clip, draw in zip(map(int, batch.clips), map(int, batch.draws)):
+            name = ""
+            try:
+                if isinstance(self.source, ClipDataset):
+                    name = self.source.file_name(clip)
+                rng = np.random.default_rng((*self.seed, draw, clip))
+                read = self.source.read(clip, bucket, rng)
+                frames[len(records)] = read["frames"]
+            except Exception as error:  # whatever a decoder makes of damaged bytes
+                reason = f"{type(error).__name__}: {error}"
+                failed.append({"clip": clip, "file_name": name, "reason": reason})
+                continue
+            records.append(Record(None, bucket, read["captions"], name, clip, draw))
+        return batch, frames, records, failed
+
+
+class Progress:
+    """A bar on a terminal; in a log a line now and then, with the rate and the time left.
+
+    Attributes:
+      total: clips there are to do.
+    """
+
+    def __init__(self):
+        self.total = 0
+        self._done = 0
+        self._bar = None
+
+    def __enter__(self) -> "Progress":
+        self._started = self._said = time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(total=self.total, desc="encoded", unit="clip")
+        return self
+
+    def advance(self, clips: int) -> None:
+        self._done += clips
+        if self._bar is not None:
+            self._bar.update(clips)
+            return
+        now = time.monotonic()
+        if now - self._said > _SAID_EVERY or self._done == self.total:
+            self._said = now
+            rate = self._done / max(now - self._started, 1e-3)
+            left = (self.total - self._done) / rate
+            self.say(
+                f"encoded {self._done} of {self.total} clips, {rate:.1f} a second, "
+                f"{int(left // 60)} min {int(left % 60)} s left"
+            )
+
+    def say(self, line: str) -> None:
+        tqdm.tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) > 1:
+        print(f"error: {argv[1]!r} belongs to no flag", file=sys.stderr)
+        return 1
+    logging.set_verbosity(logging.WARNING)  # TFDS announces every step
+    tfds.disable_progress_bar()
+    # As an exception, which removes what is half done.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated; nothing was written"))
+    values = flags.FLAGS
+    try:
+        description = precompute(values.config, values.output, passes=values.passes)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for split, unreadable in description["unreadable"].items():
+        if unreadable:
+            print(f"{split}: {len(unreadable)} reads failed, see latents.json", file=sys.stderr)
+    print(f"wrote {values.output}")
+    return 0
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+    flags.DEFINE_string("output", None, "Folder of the latents.")
+    flags.DEFINE_integer("passes", 1, "How often each clip is read, cropped anew each time.")
+    flags.mark_flags_as_required(["config", "output"])
+
+
+if __name__ == "__main__":
+    _define_flags()  # not on import: other commands have flags of the same names
+    app.run(main)

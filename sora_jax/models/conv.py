@@ -1,0 +1,127 @@
+"""Convolutions of video, channels last, and the frames that a causal stream carries along."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sora_jax.models.conv_cpu import conv_frame_by_frame
+
+
+class Past:
+    """The frames that a causal network still needs of what came before, in the order it asks.
+
+    A clip can be fed in chunks: each operation that looks back prepends the frames it kept of the
+    chunk before and keeps its last ones for the chunk after. The network sees the same operations
+    in the same order each time, so a flat list is enough, and the list is the carry of the stream.
+
+    Attributes:
+      first: whether nothing came before.
+      kept: what the next chunk needs, filled while the network runs.
+    """
+
+    def __init__(self, frames: Sequence[jax.Array] | None = None):
+        self.first = frames is None
+        self.kept: list[jax.Array] = []
+        self._frames = iter(frames or ())
+
+    def take(self) -> jax.Array:
+        """The frames that the same operation kept last time."""
+        return next(self._frames)
+
+    def extend(self, x: jax.Array, count: int) -> jax.Array:
+        """x [B, T, ...] with `count` earlier frames before it: zeros at the start of a clip."""
+        before = jnp.zeros_like(x[:, :1], shape=(x.shape[0], count, *x.shape[2:]))
+        x = jnp.concatenate([before if self.first else self.take(), x], axis=1)
+        self.kept.append(x[:, -count:])
+        return x
+
+
+def conv_video(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+) -> jax.Array:
+    """A 3-D convolution without padding in time: [B, T, H, W, C] by [kt, kh, kw, C, D].
+
+    Args:
+      x: video.
+      kernel: weights.
+      stride: of time, and of height and width.
+      padding: of height and width.
+    """
+    if kernel.shape[:3] == (3, 3, 3) and stride == (1, 1) and padding == "SAME":
+        # Chosen when lowering, so that compiling for a TPU on a CPU-only machine takes its form.
+        return jax.lax.platform_dependent(
+            x, kernel, cpu=conv_frame_by_frame, default=conv_time_taps
+        )
+    return conv_time_taps(x, kernel, stride=stride, padding=padding)
+
+
+def conv_time_taps(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+) -> jax.Array:
+    """`conv_video` as one 2-D convolution a time tap, the frames folded into the batch."""
+    taps = kernel.shape[0]
+    length = (x.shape[1] - taps) // stride[0] + 1
+    total = None
+    for tap in range(taps):
+        frames = x[:, tap : tap + (length - 1) * stride[0] + 1 : stride[0]]
+        frames = frames.reshape(-1, *x.shape[2:])
+        y = conv_image(frames, kernel[tap], stride[1], padding)
+        total = y if total is None else total + y
+    return total.reshape(x.shape[0], length, *total.shape[1:])
+
+
+def conv_image(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str | Sequence = "SAME"
+) -> jax.Array:
+    """A 2-D convolution: [N, H, W, C] by [kh, kw, C, D]."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class Conv(nn.Module):
+    """A convolution of video with a bias; no padding in time, which is the caller's.
+
+    Attributes:
+      features: output channels.
+      kernel: frames, height and width of the kernel.
+      stride: of time, and of height and width.
+      padding: of height and width.
+      dtype: compute dtype; parameters are float32.
+    """
+
+    features: int
+    kernel: tuple[int, int, int] = (1, 1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: str | Sequence[tuple[int, int]] = "SAME"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, H, W, C] -> [B, T', H', W', features]."""
+        fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        names = (None, None, None, "conv_in", "conv_out")
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(fan_in, names),
+            (*self.kernel, x.shape[-1], self.features),
+        )
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
+        bias = self.param("bias", zeros, (self.features,))
+        y = conv_video(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+        )
+        return y + bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)

@@ -1,0 +1,82 @@
+"""The small parts that the models share: dense layers with named axes, norms, time sinusoids."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+def dense(
+    features: int,
+    axes: tuple[str | None, str | None],
+    *,
+    name: str,
+    dtype: jnp.dtype,
+    bias: bool = True,
+    zeros: bool = False,
+) -> nn.Dense:
+    """A linear layer whose kernel carries the logical axes (input, output).
+
+    Args:
+      features: output width.
+      axes: logical names of the kernel's two dimensions, resolved by `sora_jax.sharding`.
+      name: parameter name.
+      dtype: compute dtype; parameters are float32.
+      bias: whether to add one.
+      zeros: start from a zero kernel, for layers whose output is first to be silent.
+    """
+    init = nn.initializers.zeros if zeros else nn.initializers.xavier_uniform()
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+        name=name,
+    )
+
+
+def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """LayerNorm without affine parameters over the last axis, in float32 and returned so."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """RMSNorm with a learned gain over the last axis, in float32 (arXiv 1910.07467)."""
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return x * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def sinusoids(t: jax.Array, width: int, *, scale: float = 1000.0) -> jax.Array:
+    """Sinusoidal features of a noise level: [...] -> float32 [..., width], cosines then sines.
+
+    Frequencies fall from 1 to 1/10,000 (arXiv 2006.11239); `scale` lifts levels in [0, 1] to the
+    range that these frequencies were made for.
+    """
+    half = width // 2
+    rates = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = scale * t.astype(jnp.float32)[..., None] * rates.reshape((1,) * t.ndim + (half,))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def patchify(x: jax.Array, patch: Sequence[int]) -> jax.Array:
+    """[B, T, H, W, C] -> [B, T/pt, H/ph, W/pw, pt ph pw C], each patch laid out (pt, ph, pw, C)."""
+    pt, ph, pw = patch
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t // pt, pt, h // ph, ph, w // pw, pw, c)
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(b, t // pt, h // ph, w // pw, pt * ph * pw * c)
+
+
+def unpatchify(x: jax.Array, patch: Sequence[int]) -> jax.Array:
+    """The inverse of `patchify`."""
+    pt, ph, pw = patch
+    b, t, h, w, d = x.shape
+    c = d // (pt * ph * pw)
+    x = x.reshape(b, t, h, w, pt, ph, pw, c)
+    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(b, t * pt, h * ph, w * pw, c)

@@ -1,0 +1,299 @@
+"""From a prompt to frames: text encoder, solver over the transformer, decoder."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.diffusion.flow import clean_from_velocity, token_shift
+from sora_jax.diffusion.solvers import Step, euler_step, guide, heun_step, limit_range, schedule, solve
+from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.models.pixels import to_float, to_uint8
+from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.vae import VAE, VAEConfig, denormalise, normalise
+from sora_jax.weights.model_folder import load_description
+from sora_jax.weights.parts import load_dit, load_text, load_vae
+
+PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
+SOLVERS: dict[str, Step] = {"euler": euler_step, "heun": heun_step}
+
+# Latents this much larger are decoded in chunks of frames, so that memory does not grow with time.
+WHOLE_DECODE = 40_000
+CHUNK_FRAMES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a model folder says about the model as a whole.
+
+    Attributes:
+      fps: frame rate of what the model makes.
+      text_length: tokens of a prompt.
+      shift, shift_tokens: of the schedule, see `flow.token_shift`.
+      latent_limit: clean predictions stay within this many standard deviations.
+      steps, guidance, solver: defaults of sampling.
+      size, frames: default (width, height) and length.
+    """
+
+    fps: float
+    text_length: int
+    shift: float
+    shift_tokens: int
+    latent_limit: float
+    steps: int
+    guidance: float
+    solver: str
+    size: tuple[int, int]
+    frames: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Everything that makes a video; `sora_jax.load` makes one from a folder.
+
+    Attributes:
+      vae_config, dit_config, text_config: sizes.
+      params: {"vae", "dit", "text"}.
+      latent_mean, latent_std: [C], of the VAE's latents.
+      tokenizer: of prompts.
+      settings: defaults.
+    """
+
+    vae_config: VAEConfig
+    dit_config: DiTConfig
+    text_config: TextConfig
+    params: dict[str, Any]
+    latent_mean: jax.Array
+    latent_std: jax.Array
+    tokenizer: Tokenizer
+    settings: Settings
+
+    @property
+    def fps(self) -> float:
+        return self.settings.fps
+
+    def latent_shape(self, size: tuple[int, int], frames: int) -> tuple[int, int, int, int]:
+        """[T, h, w, C] of a clip of `size` (width, height).
+
+        Raises:
+          ValueError: a size or length that the grid cannot hold; the message names the nearest.
+        """
+        width, height = size
+        for name, side, patch in zip(("width", "height"), size, self.dit_config.patch[:0:-1]):
+            unit = self.vae_config.spatial_stride * patch
+            if side < unit or side % unit:
+                low = max(unit, side // unit * unit)
+                raise ValueError(
+                    f"{name} {side} does not fit the grid of the model: it must be a multiple of "
+                    f"{unit}, the nearest are {low} and {low + unit}"
+                )
+        return self.vae_config.latent_shape(frames, height, width)
+
+    def sample(
+        self,
+        prompt: str | list[str],
+        *,
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        solver: str | None = None,
+        image: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Frames for a prompt: uint8 [F, H, W, 3], or [B, F, H, W, 3] for a list of prompts.
+
+        Args:
+          prompt: one, or several that share everything else but their noise.
+          size: (width, height) in pixels.
+          frames: 1 + 4k; 1 makes an image.
+          seed: of the noise; the same arguments give the same video.
+          steps: of the solver.
+          guidance: how strongly the prompt is followed; 1 is no guidance.
+          solver: "euler" or "heun".
+          image: uint8 [H, W, 3] of that size, the first frame, which stays.
+
+        Raises:
+          ValueError: a value that the model cannot serve, with the remedy.
+        """
+        latents = self.sample_latents(
+            prompt,
+            size=size,
+            frames=frames,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            solver=solver,
+            image=image,
+        )
+        video = np.concatenate(list(self.decode(latents)), axis=1)
+        return video[0] if isinstance(prompt, str) else video
+
+    def sample_latents(
+        self,
+        prompt: str | list[str],
+        *,
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        solver: str | None = None,
+        image: np.ndarray | None = None,
+    ) -> jax.Array:
+        """Normalised clean latents, float32 [B, T, h, w, C], for the arguments of `sample`."""
+        defaults = self.settings
+        size = size or defaults.size
+        steps = defaults.steps if steps is None else steps
+        guidance = defaults.guidance if guidance is None else guidance
+        solver = solver or defaults.solver
+        if solver not in SOLVERS:
+            raise ValueError(f"solver {solver!r} is unknown; use one of {sorted(SOLVERS)}")
+        if steps < 1:
+            raise ValueError(f"{steps} steps make nothing; use at least 1, such as {defaults.steps}")
+        if not 0 <= guidance < 1000:
+            raise ValueError(f"guidance {guidance} is out of range; use 1 to 20")
+        shape = self.latent_shape(size, defaults.frames if frames is None else frames)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        tokens = np.stack([self._tokens(text) for text in prompts])
+        empty = self.tokenizer.encode("", defaults.text_length)[None]
+
+        held = np.zeros((len(prompts), shape[0]), bool)
+        known = jnp.zeros((len(prompts), *shape))
+        if image is not None:
+            if image.shape != (size[1], size[0], 3):
+                raise ValueError(
+                    f"the image has shape {image.shape}, and the video is {size[0]}x{size[1]}: "
+                    "resize the image, or ask for its size"
+                )
+            # Alone, so that the first latent frame knows nothing of later frames.
+            known = known.at[:, :1].set(self.encode(image[None, None]))
+            held[:, 0] = True
+        key = jax.random.key(seed)
+        noise = jax.random.normal(key, (len(prompts), *shape))
+        count = int(np.prod(self.dit_config.grid(shape[:3])))
+        shift = token_shift(count, base=defaults.shift, base_tokens=defaults.shift_tokens)
+        return _generate(
+            self.params,
+            tokens,
+            empty,
+            noise,
+            known,
+            held,
+            schedule(steps, shift),
+            jnp.float32(guidance),
+            dit_config=self.dit_config,
+            text_config=self.text_config,
+            step=SOLVERS[solver],
+            limit=defaults.latent_limit,
+        )
+
+    def _tokens(self, text: str) -> np.ndarray:
+        limit = self.settings.text_length
+        count = self.tokenizer.count(text)
+        if count > limit:
+            raise ValueError(
+                f"the prompt takes {count} tokens, and the model reads {limit}; shorten it"
+            )
+        return self.tokenizer.encode(text, limit)
+
+    def encode(self, frames: np.ndarray) -> jax.Array:
+        """Normalised latents [B, T, h, w, C] of frames uint8 [B, F, H, W, 3]."""
+        self.vae_config.latent_shape(*frames.shape[1:4])
+        mean = _encode(self.params["vae"], frames, config=self.vae_config)
+        return normalise(mean, self.latent_mean, self.latent_std)
+
+    def decode(self, latents: jax.Array) -> Iterator[np.ndarray]:
+        """Frames of normalised latents, uint8 [B, f, H, W, 3] chunk by chunk in order."""
+        z = denormalise(latents, self.latent_mean, self.latent_std)
+        chunk = z.shape[1] if z[0].size <= WHOLE_DECODE else CHUNK_FRAMES
+        carry = None
+        for start in range(0, z.shape[1], chunk):
+            frames, carry = _decode(
+                self.params["vae"], z[:, start : start + chunk], carry, config=self.vae_config
+            )
+            yield np.asarray(frames)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _encode(params: Any, frames: jax.Array, *, config: VAEConfig) -> jax.Array:
+    return VAE(config).apply({"params": params}, to_float(frames), method="encode")[0]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _decode(params: Any, z: jax.Array, carry: Any, *, config: VAEConfig) -> tuple[jax.Array, Any]:
+    frames, carry = VAE(config).apply({"params": params}, z, carry, method="decode")
+    return to_uint8(frames), carry
+
+
+@functools.partial(jax.jit, static_argnames=("dit_config", "text_config", "step", "limit"))
+def _generate(
+    params: Any,
+    tokens: jax.Array,
+    empty: jax.Array,
+    noise: jax.Array,
+    known: jax.Array,
+    held: jax.Array,
+    levels: jax.Array,
+    guidance: jax.Array,
+    *,
+    dit_config: DiTConfig,
+    text_config: TextConfig,
+    step: Step,
+    limit: float,
+) -> jax.Array:
+    """Compiled once a size and number of steps: prompt, seed and guidance are data."""
+    batch = noise.shape[0]
+    both = jnp.concatenate([tokens, jnp.broadcast_to(empty, tokens.shape)])
+    text = TextEncoder(text_config).apply({"params": params["text"]}, both)
+
+    def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+        x, t = jnp.concatenate([x, x]), jnp.concatenate([t, t])
+        y = DiT(dit_config).apply({"params": params["dit"]}, x, t, text)
+        if dit_config.prediction == "velocity":
+            y = clean_from_velocity(x, y, t)
+        return limit_range(guide(y[:batch], y[batch:], guidance), limit)
+
+    return solve(denoise, noise, levels, step=step, known=known, held=held)
+
+
+def load(folder: str | pathlib.Path | None = None) -> Model:
+    """The model of a folder; the shipped one if None.
+
+    Args:
+      folder: a model folder, or the work folder of a training run.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, damaged, or of another configuration.
+    """
+    folder = PRETRAINED if folder is None else pathlib.Path(os.path.expanduser(folder))
+    if not (folder / "model.json").is_file() and (folder / "model" / "model.json").is_file():
+        folder = folder / "model"
+    description = load_description(folder)
+    vae = load_vae(folder)
+    dit_config, dit_params = load_dit(folder)
+    text_config, text_params = load_text(folder)
+    fields = [field.name for field in dataclasses.fields(Settings)]
+    try:
+        values = {name: description[name] for name in fields}
+    except KeyError as error:
+        raise ValueError(f"{folder}/model.json lacks {error}; write the model folder again") from error
+    values["size"] = tuple(values["size"])
+    params = {"vae": vae.params, "dit": dit_params, "text": text_params}
+    return Model(
+        vae.config,
+        dit_config,
+        text_config,
+        jax.tree.map(jnp.asarray, params),
+        jnp.asarray(vae.mean),
+        jnp.asarray(vae.std),
+        Tokenizer.from_file(folder / "tokenizer.json"),
+        Settings(**values),
+    )

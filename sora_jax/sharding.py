@@ -1,0 +1,129 @@
+"""The device mesh and the one table that says which mesh axis splits which logical axis.
+
+Models name logical axes; only this file knows the mesh. `data` replicates parameters, `fsdp`
+splits them and the batch, `context` splits tokens, `tensor` splits heads and the MLP.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+
+RULES: Mapping[str, tuple[str, ...]] = {
+    # Activations.
+    "batch": ("data", "fsdp"),
+    "tokens": ("context",),
+    "activation_heads": ("tensor",),
+    "activation_mlp": ("tensor",),
+    # Parameters.
+    "layers": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocabulary": ("tensor",),
+    "conv_in": (),
+    "conv_out": (),
+}
+
+
+def make_mesh(
+    shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over all devices (or those given), axes in the order of MESH_AXES.
+
+    Args:
+      shape: size of each axis; those left out are 1. At most one may be -1: it takes what is left.
+        None puts every device on `fsdp`.
+      devices: all of jax.devices() if None.
+
+    Raises:
+      ValueError: an unknown axis, or sizes whose product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = dict(shape) if shape else {"fsdp": -1}
+    unknown = sorted(set(shape) - set(MESH_AXES))
+    if unknown:
+        raise ValueError(f"mesh axis {unknown[0]!r} is unknown; use some of {MESH_AXES}")
+    sizes = [shape.get(axis, 1) for axis in MESH_AXES]
+    if sizes.count(-1) > 1:
+        raise ValueError(f"mesh {shape} leaves more than one axis open (-1); fix all but one")
+    fixed = 1
+    for size in sizes:
+        fixed *= size if size != -1 else 1
+    if -1 in sizes and fixed > 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    product = 1
+    for size in sizes:
+        product *= size
+    if product != len(devices) or min(sizes) < 1:
+        raise ValueError(
+            f"mesh {shape} does not fill the {len(devices)} devices; choose sizes whose product "
+            f"is {len(devices)}, or leave one axis -1"
+        )
+    return jax.make_mesh(
+        tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
+    )
+
+
+def spec(names: Sequence[str | None]) -> PartitionSpec:
+    """The PartitionSpec of an array whose dimensions have these logical names.
+
+    Raises:
+      ValueError: a name that is not in RULES, or two dimensions on one mesh axis.
+    """
+    used: set[str] = set()
+    parts = []
+    for name in names:
+        if name is not None and name not in RULES:
+            raise ValueError(f"logical axis {name!r} is not in RULES; known are {sorted(RULES)}")
+        axes = RULES[name] if name is not None else ()
+        if used & set(axes):
+            raise ValueError(f"axes {tuple(names)} put two dimensions on mesh axis {axes}")
+        used |= set(axes)
+        parts.append(axes or None)
+    return PartitionSpec(*parts)
+
+
+def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """Asks the compiler to lay x out by its logical axes; does nothing where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(names))
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree of (boxed) abstract arrays, as `jax.eval_shape` of an init returns it.
+
+    Leaves boxed by `nn.with_logical_partitioning` follow RULES, others are replicated.
+
+    Raises:
+      ValueError: a dimension that its mesh axes do not divide.
+    """
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+        parts = spec(names)
+        shape = leaf.value.shape if names else leaf.shape
+        for size, name in zip(shape, names):
+            ways, axes = 1, RULES[name] if name is not None else ()
+            for axis in axes:
+                ways *= mesh.shape[axis]
+            if size % ways:
+                raise ValueError(
+                    f"{jax.tree_util.keystr(path)} has a dimension of {size} that mesh axes {axes} "
+                    f"({ways} ways) do not divide; choose a mesh whose size divides it"
+                )
+        return NamedSharding(mesh, parts)
+
+    return jax.tree_util.tree_map_with_path(
+        one, tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )
+
+
+def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+    """The sharding of a batch array: its first dimension over the data axes."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"], *(None,) * (ndim - 1)))

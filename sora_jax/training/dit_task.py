@@ -1,0 +1,161 @@
+"""Training the diffusion transformer, and a small text encoder with it, in the latents of a VAE."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.diffusion.conditioning import draw_held, levels_of
+from sora_jax.diffusion.flow import (
+    add_noise,
+    draw_levels,
+    shift_levels,
+    token_shift,
+)
+from sora_jax.models.dit import DiT, DiTConfig, flops, init_dit
+from sora_jax.models.pixels import to_float
+from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.vae import VAE, VAEConfig, normalise
+from sora_jax.training.losses import flow_loss
+from sora_jax.training.state import Batch, Metrics
+from sora_jax.weights.model_folder import Part, save_model
+from sora_jax.weights.parts import init_text
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseConfig:
+    """How training draws noise levels, and how sampling spaces them.
+
+    Attributes:
+      mean, std: of the logit of the level, before the shift.
+      shift, shift_tokens: the shift at that many tokens; it grows with their square root.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+    shift_tokens: int = 100
+
+
+@dataclasses.dataclass
+class DiTTask:
+    """The task of `sora_jax.training.state.Task` for the transformer.
+
+    Batches have `frames` uint8 or normalised `latents`, and `tokens` or the `text` features of a
+    frozen encoder.
+
+    Attributes:
+      config, text_config, vae_config: sizes.
+      dtype: compute dtype.
+      noise: distribution of levels.
+      patterns: frequency of the conditioning patterns, see `conditioning.PATTERNS`.
+      frozen: {"vae": parameters, "latent_mean", "latent_std"}, and "text" if it is not trained.
+      remat: recompute blocks in the backward pass.
+      tokenizer, settings: go into the model folder.
+    """
+
+    config: DiTConfig
+    text_config: TextConfig
+    vae_config: VAEConfig
+    dtype: Any
+    noise: NoiseConfig
+    patterns: Mapping[str, float]
+    frozen: dict[str, Any]
+    remat: bool
+    tokenizer: Any
+    settings: dict[str, Any]
+
+    def init(self, key: jax.Array) -> Any:
+        dit_key, text_key = jax.random.split(key)
+        params = {"dit": init_dit(self.config, dit_key)}
+        if "text" not in self.frozen:
+            params["text"] = init_text(self.text_config, text_key)
+        return params
+
+    def _latents(self, frozen: Any, batch: Batch) -> jax.Array:
+        if "latents" in batch:
+            return batch["latents"].astype(jnp.float32)
+        mean, _, _ = VAE(self.vae_config, self.dtype).apply(
+            {"params": frozen["vae"]}, to_float(batch["frames"]), method="encode"
+        )
+        return normalise(mean, frozen["latent_mean"], frozen["latent_std"])
+
+    def _text(self, params: Any, frozen: Any, batch: Batch) -> jax.Array:
+        if "text" in batch:
+            return batch["text"]
+        text = params["text"] if "text" in params else frozen["text"]
+        return TextEncoder(self.text_config, self.dtype).apply({"params": text}, batch["tokens"])
+
+    def _clip_losses(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Loss [B] of each clip and the level [B] it was trained at."""
+        level_key, noise_key, held_key = jax.random.split(key, 3)
+        clean = self._latents(frozen, batch)
+        b, frames = clean.shape[:2]
+        noise_config = self.noise
+        t = draw_levels(level_key, b, mean=noise_config.mean, std=noise_config.std)
+        t = shift_levels(t, self._shift(clean.shape[1:4]))
+        held = draw_held(held_key, b, frames, self.patterns)
+        levels = levels_of(t, held)
+        noise = jax.random.normal(noise_key, clean.shape)
+        x = add_noise(clean, noise, levels)
+        prediction = DiT(self.config, self.dtype, self.remat).apply(
+            {"params": params["dit"]}, x, levels, self._text(params, frozen, batch)
+        )
+        if self.config.prediction == "clean":
+            losses = flow_loss(prediction, clean, levels, held, clean=True)
+        else:
+            losses = flow_loss(prediction, noise - clean, levels, held, clean=False)
+        return losses, t
+
+    def _shift(self, latent_shape: tuple[int, ...]) -> float:
+        tokens = int(np.prod(self.config.grid(latent_shape)))
+        return token_shift(tokens, base=self.noise.shift, base_tokens=self.noise.shift_tokens)
+
+    def loss(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        losses, t = self._clip_losses(params, frozen, batch, key)
+        metrics = {}
+        # By thirds of the level: what is decided at high noise hides in the mean.
+        for name, low, high in (("low", 0.0, 0.5), ("middle", 0.5, 0.8), ("high", 0.8, 1.01)):
+            inside = ((t >= low) & (t < high)).astype(jnp.float32)
+            metrics[f"loss_{name}_noise"] = jnp.where(
+                jnp.sum(inside) > 0,
+                jnp.sum(losses * inside) / jnp.maximum(jnp.sum(inside), 1.0),
+                jnp.nan,
+            )
+        return jnp.mean(losses), metrics
+
+    def evaluate(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
+        # The key is the same at each evaluation: the same noise at the same levels.
+        return {"loss": jnp.mean(self._clip_losses(params, frozen, batch, key)[0])}
+
+    def flops(self, batch: Batch) -> float:
+        if "latents" in batch:
+            latent_shape = batch["latents"].shape[1:4]
+        else:
+            latent_shape = self.vae_config.latent_shape(*batch["frames"].shape[1:4])[:3]
+        clips = next(iter(batch.values())).shape[0]
+        tokens = int(np.prod(self.config.grid(latent_shape)))
+        words = (batch["tokens"] if "tokens" in batch else batch["text"]).shape[1]
+        return 3.0 * clips * flops(self.config, tokens, words, latent_shape[0])
+
+    def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
+        vae = {
+            **dataclasses.asdict(self.vae_config),
+            "latent_mean": [float(x) for x in self.frozen["latent_mean"]],
+            "latent_std": [float(x) for x in self.frozen["latent_std"]],
+        }
+        text = params["text"] if "text" in params else self.frozen["text"]
+        parts = {
+            "vae": Part(vae, self.frozen["vae"]),
+            "dit": Part(dataclasses.asdict(self.config), params["dit"]),
+            "text": Part(dataclasses.asdict(self.text_config), text),
+        }
+        save_model(folder, parts, self.settings, tokenizer=self.tokenizer)

@@ -1,0 +1,218 @@
+"""The loop that trains every model: batches in, checkpoints, metrics and model folders out."""
+
+import dataclasses
+import logging
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from sora_jax.sharding import batch_sharding
+from sora_jax.training.checkpoint import Checkpoints
+from sora_jax.training.metrics import Reporter, measure_peak
+from sora_jax.training.state import Task, TrainState, make_state, make_train_step
+
+logger = logging.getLogger("sora_jax")
+
+# This many steps in a row without a finite loss end the run: it will not recover by itself.
+MAX_BAD_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long, how often, how smooth.
+
+    Attributes:
+      steps: length of the run.
+      seed: of parameters and all training noise.
+      ema_decay: of the moving average of the parameters.
+      log_every, evaluate_every, checkpoint_every, save_every: in steps; `save_every` is for model
+        folders with their pictures.
+      keep: checkpoints that stay.
+    """
+
+    steps: int
+    seed: int
+    ema_decay: float
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    save_every: int
+    keep: int = 2
+
+
+class DivergedError(RuntimeError):
+    """The loss was not finite too many times in a row."""
+
+
+class StopSignal:
+    """SIGTERM (preemption) and SIGINT ask the loop to save and end; it looks between steps."""
+
+    def __init__(self):
+        self.asked = False
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This host's share of a batch as global arrays, split over the data axes of the mesh."""
+    return {
+        name: jax.make_array_from_process_local_data(batch_sharding(mesh, x.ndim), x)
+        for name, x in batch.items()
+    }
+
+
+def evaluate(
+    evaluate_step: Callable[..., dict[str, jax.Array]],
+    params: Any,
+    frozen: Any,
+    batches: list[dict[str, np.ndarray]],
+    mesh: Mesh,
+    key: jax.Array,
+) -> dict[str, Any]:
+    """Means of the task's scores over all clips of the held-out batches."""
+    totals: dict[str, Any] = {}
+    clips = 0
+    for i, batch in enumerate(batches):
+        scores = evaluate_step(params, frozen, place_batch(batch, mesh), jax.random.fold_in(key, i))
+        count = len(next(iter(batch.values())))
+        clips += count
+        for name, value in jax.device_get(scores).items():
+            totals[name] = totals.get(name, 0.0) + value * count
+    return {name: total / clips for name, total in totals.items()}
+
+
+def train(
+    task: Task,
+    tx: optax.GradientTransformation,
+    loader: Any,
+    held_out: list[dict[str, np.ndarray]],
+    config: LoopConfig,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+) -> TrainState:
+    """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      task: what is trained.
+      tx: the optimizer.
+      loader: has `.iterator`, a grain iterator of batches (dicts of numpy arrays of this host).
+      held_out: batches for the scores.
+      config: lengths and intervals.
+      workdir: gets `checkpoints/`, `events/` and `model/`.
+      mesh: of all devices.
+
+    Returns:
+      The last state.
+
+    Raises:
+      DivergedError: MAX_BAD_STEPS steps in a row had no finite loss.
+    """
+    stop = StopSignal()
+    root = jax.random.key(config.seed)
+    init_key, run_key, evaluate_key = jax.random.split(root, 3)
+    with jax.set_mesh(mesh):
+        state, shardings = make_state(task.init, tx, init_key, mesh)
+        frozen = jax.device_put(task.frozen, jax.sharding.NamedSharding(mesh, jax.P()))
+        checkpoints = Checkpoints((workdir / "checkpoints").absolute(), keep=config.keep)
+        if checkpoints.latest() is not None:
+            state = checkpoints.restore(state, shardings, loader.iterator)
+            logger.info("resumed from step %d", int(state.step))
+        start = int(state.step)
+        count = sum(x.size for x in jax.tree.leaves(state.params))
+        peak = measure_peak() * jax.device_count()
+        logger.info("%.2f M parameters; matmul peak %.0f GFLOP/s", count / 1e6, peak / 1e9)
+
+        train_step = jax.jit(
+            make_train_step(task, tx, ema_decay=config.ema_decay),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+        )
+        evaluate_step = jax.jit(task.evaluate)
+        reporter = Reporter(
+            workdir / "events", steps=config.steps, every=config.log_every, peak=peak, start=start
+        )
+        compiled: dict[tuple, float] = {}
+        late: tuple | None = None
+
+        def read_late() -> None:
+            """Reads the metrics of the step before, so that the devices never wait for us."""
+            nonlocal late
+            if late is None:
+                return
+            step, metrics, clips, flops = late
+            late = None
+            metrics = jax.device_get(metrics)
+            if metrics["bad_steps"] > 0:
+                logger.warning(
+                    "step %d skipped: loss %s, gradient norm %s",
+                    step, metrics["loss"], metrics["gradient_norm"],
+                )
+            if metrics["bad_steps"] >= MAX_BAD_STEPS:
+                raise DivergedError(
+                    f"no finite loss in the last {MAX_BAD_STEPS} steps before step {step}; lower "
+                    "the learning rate, or look at the data, and start again from the checkpoint"
+                )
+            finite = {k: v for k, v in metrics.items() if np.isfinite(v)}
+            reporter.step(step, finite, clips=clips, flops=flops)
+
+        batches: Iterator = loader.iterator
+        try:
+            for step in range(start + 1, config.steps + 1):
+                host_batch = next(batches)
+                batch = place_batch(host_batch, mesh)
+                shape = tuple((k, v.shape) for k, v in sorted(batch.items()))
+                if shape not in compiled:
+                    began = time.perf_counter()
+                    compiled[shape] = task.flops(batch)
+                    state, metrics = train_step(state, frozen, batch, run_key)
+                    jax.block_until_ready(metrics)
+                    seconds = time.perf_counter() - began
+                    logger.info("compiled for %s in %.1f s", shape, seconds)
+                    reporter.pause(seconds)
+                else:
+                    state, metrics = train_step(state, frozen, batch, run_key)
+                read_late()
+                clips = next(iter(batch.values())).shape[0]
+                late = (step, metrics, clips, compiled[shape])
+
+                last = step == config.steps or stop.asked
+                began = time.perf_counter()
+                due = last or step % config.checkpoint_every == 0
+                if due:
+                    read_late()
+                    checkpoints.save(state, batches)
+                if held_out and (step % config.evaluate_every == 0 or step == config.steps):
+                    read_late()
+                    scores = evaluate(
+                        evaluate_step, state.ema, frozen, held_out, mesh, evaluate_key
+                    )
+                    reporter.write(step, {"held_out": scores})
+                    logger.info(
+                        "step %d held out: %s",
+                        step,
+                        " ".join(f"{k} {v:.4f}" for k, v in scores.items() if np.ndim(v) == 0),
+                    )
+                    if step % config.save_every == 0 or step == config.steps:
+                        task.save(workdir / "model", jax.device_get(state.ema), scores)
+                reporter.pause(time.perf_counter() - began)
+                if stop.asked:
+                    logger.info("asked to stop: saved step %d", step)
+                    break
+            read_late()
+        finally:
+            checkpoints.wait()
+            checkpoints.close()
+            reporter.close()
+        return state

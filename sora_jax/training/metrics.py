@@ -1,0 +1,99 @@
+"""What a run reports: TensorBoard event files, lines in the log, a progress bar on a terminal."""
+
+import logging
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+logger = logging.getLogger("sora_jax")
+
+
+def measure_peak(size: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of one device on a square float32 matmul: the best of a few, after a warm-up."""
+    x = jnp.ones((size, size))
+    multiply = jax.jit(jnp.matmul)
+    multiply(x, x).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        multiply(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class Reporter:
+    """Collects the metrics of steps and writes their means every so often.
+
+    Args:
+      folder: for event files.
+      steps: length of the run, for the bar and the time left.
+      every: steps between two lines.
+      peak: FLOP/s of all devices together, which the achieved rate is a share of.
+      start: step at which this process starts.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, steps: int, every: int, peak: float, start: int):
+        self._writer = SummaryWriter(str(folder))
+        self._steps, self._every, self._peak = steps, every, peak
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", disable=not sys.stderr.isatty()
+        )
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, int] = {}
+        self._steps_seen, self._clips, self._flops = 0, 0, 0.0
+        self._since = time.perf_counter()
+
+    def pause(self, seconds: float) -> None:
+        """Takes time out of the rates: compiling, evaluating, saving."""
+        self._since += seconds
+
+    def step(self, step: int, metrics: Mapping[str, Any], *, clips: int, flops: float) -> None:
+        """Adds the metrics of one finished step, and writes a line when it is due."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._weights[name] = self._weights.get(name, 0) + 1
+        self._steps_seen += 1
+        self._clips += clips
+        self._flops += flops
+        self._bar.update()
+        if step % self._every == 0 or step == self._steps:
+            self._flush(step)
+
+    def _flush(self, step: int) -> None:
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        values = {name: total / self._weights[name] for name, total in self._sums.items()}
+        rates = {
+            "steps_per_second": self._steps_seen / seconds,
+            "clips_per_second": self._clips / seconds,
+            "gflop_per_second": self._flops / seconds / 1e9,
+            "share_of_peak": self._flops / seconds / self._peak,
+        }
+        self.write(step, {"train": values, "rate": rates})
+        left = (self._steps - step) / rates["steps_per_second"]
+        line = " ".join(f"{name} {value:.4g}" for name, value in {**values, **rates}.items())
+        if self._bar.disable:
+            logger.info("step %d/%d %s left %.0fs", step, self._steps, line, left)
+        else:
+            self._bar.set_postfix_str(f"loss {values.get('loss', float('nan')):.4g}")
+        self._sums, self._weights = {}, {}
+        self._steps_seen, self._clips, self._flops = 0, 0, 0.0
+        self._since = time.perf_counter()
+
+    def write(self, step: int, groups: Mapping[str, Mapping[str, Any]]) -> None:
+        """Scalars into the event file, by group and name; arrays are left out."""
+        for group, values in groups.items():
+            for name, value in values.items():
+                if np.ndim(value) == 0:
+                    self._writer.add_scalar(f"{group}/{name}", float(value), step)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()

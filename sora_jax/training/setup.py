@@ -1,0 +1,205 @@
+"""From a run's config to its parts: the clips, the task, the optimizer. Errors stop before step 0."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from sora_jax.buckets import Bucket, batch_size
+from sora_jax.data.folder import ClipDataset
+from sora_jax.data.latents import LatentDataset
+from sora_jax.data.loader import Loader, make_loader
+from sora_jax.data.source import ClipSource
+from sora_jax.data.worlds.shapes import Shapes
+from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.language.tokenizer import train as train_tokenizer
+from sora_jax.models.dit import DiTConfig
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAEConfig
+from sora_jax.training.dit_task import DiTTask, NoiseConfig
+from sora_jax.training.loop import LoopConfig
+from sora_jax.training.vae_task import VAETask
+from sora_jax.weights.parts import load_vae
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists to tuples, all the way down: what frozen dataclasses and hashing need."""
+    return tuple(as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def from_settings(cls: type, settings: Any) -> Any:
+    """A frozen dataclass from a mapping of its fields.
+
+    Raises:
+      ValueError: a field that the class does not have.
+    """
+    settings = {name: as_tuple(value) for name, value in dict(settings).items()}
+    names = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(settings) - names)
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {sorted(names)}")
+    return cls(**settings)
+
+
+def make_source(data: ConfigDict, buckets: Sequence[Bucket], *, held_out: bool) -> ClipSource:
+    """The clips of `data`: those of a dataset folder, or of the rendered world if it has none."""
+    if data.get("latents"):
+        return LatentDataset(data.latents, "validation" if held_out else "train")
+    if data.folder:
+        return ClipDataset(data.folder, "validation" if held_out else "train", fps=data.fps)
+    length = 64 * len(buckets) if held_out else data.clips
+    weights = data.bucket_weights or None
+    return Shapes(length, buckets, weights, seed=1 if held_out else 0)
+
+
+@dataclasses.dataclass
+class Data:
+    """What a run reads: its batches, held-out batches, the rate of its clips."""
+
+    loader: Loader
+    held_out: list[dict[str, np.ndarray]]
+    fps: float
+
+
+def make_data(config: ConfigDict, *, spatial: int, temporal: int, tokenize: Any = None) -> Data:
+    """Loaders of this host, and a fixed set of held-out batches in memory.
+
+    Args:
+      config: of the run.
+      spatial, temporal: pixels of a side and frames that make one token.
+      tokenize: caption to tokens, or None.
+    """
+    data = config.data
+    buckets = [Bucket(*shape) for shape in data.buckets]
+    devices = jax.device_count()
+
+    def size(bucket: Bucket) -> int:
+        return batch_size(
+            bucket,
+            token_budget=data.token_budget,
+            multiple_of=devices,
+            spatial=spatial,
+            temporal=temporal,
+        )
+
+    common = {
+        "batch_size": size,
+        "tokenize": tokenize,
+        "caption_weights": dict(data.caption_weights),
+        "host_index": jax.process_index(),
+        "host_count": jax.process_count(),
+        "workers": data.workers,
+    }
+    source = make_source(data, buckets, held_out=False)
+    loader = make_loader(
+        source, buckets, seed=config.seed, caption_dropout=data.caption_dropout, **common
+    )
+    validation = make_loader(
+        make_source(data, buckets, held_out=True), buckets, shuffle=False, epochs=1, **common
+    )
+    held_out = [batch for batch, _ in zip(validation, range(data.held_out_batches))]
+    validation.close()
+    return Data(loader, held_out, source.fps)
+
+
+def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
+    """The VAE and its clips."""
+    settings = from_settings(VAEConfig, config.vae)
+    for shape in config.data.buckets:
+        settings.latent_shape(*shape)
+    data = make_data(
+        config, spatial=settings.spatial_stride, temporal=settings.temporal_stride
+    )
+    seen = {tuple(batch["frames"].shape): batch for batch in data.held_out}
+    task = VAETask(
+        settings,
+        DTYPES[config.dtype],
+        kl_weight=config.loss.kl,
+        gradient_weight=config.loss.gradient,
+        fps=data.fps,
+        show=list(seen.values()),
+    )
+    return task, data
+
+
+def make_tokenizer(config: ConfigDict) -> Tokenizer:
+    """A tokenizer trained on captions of the run's clips, or the one of the run's first start."""
+    source = make_source(config.data, [Bucket(*b) for b in config.data.buckets], held_out=False)
+    count = min(len(source), config.tokenizer.captions)
+    return train_tokenizer(
+        (text for i in range(count) for text in source.captions(i).values()),
+        config.tokenizer.vocabulary,
+    )
+
+
+def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
+    """The transformer, its text encoder and its clips or latents."""
+    vae = load_vae(config.vae)
+    tokenizer = make_tokenizer(config)
+    dit = from_settings(
+        DiTConfig,
+        {
+            **config.dit,
+            "latent_channels": vae.config.latent_channels,
+            "text_width": config.text.width,
+        },
+    )
+    for shape in config.data.buckets:
+        dit.grid(vae.config.latent_shape(*shape)[:3])
+    text = from_settings(TextConfig, {**config.text, "vocabulary": tokenizer.vocabulary})
+    noise = from_settings(NoiseConfig, config.noise)
+    length = config.tokenizer.length
+    data = make_data(
+        config,
+        spatial=vae.config.spatial_stride * dit.patch[1],
+        temporal=vae.config.temporal_stride * dit.patch[0],
+        tokenize=functools.partial(tokenizer.encode, length=length),
+    )
+    sampling = dict(config.sampling)
+    sampling.pop("prompts")
+    task = DiTTask(
+        dit,
+        text,
+        vae.config,
+        DTYPES[config.dtype],
+        noise,
+        dict(config.patterns),
+        {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std},
+        remat=config.remat,
+        tokenizer=tokenizer,
+        settings={
+            "fps": data.fps,
+            "text_length": length,
+            "shift": noise.shift,
+            "shift_tokens": noise.shift_tokens,
+            **sampling,
+        },
+    )
+    return task, data
+
+
+def make_loop_config(config: ConfigDict) -> LoopConfig:
+    """The loop's own settings, with the run's seed."""
+    return LoopConfig(seed=config.seed, **config.loop)
+
+
+def workdir_path(path: str) -> pathlib.Path:
+    """The work folder, made if missing.
+
+    Raises:
+      ValueError: there is a file of that name, or no permission.
+    """
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--workdir={path} cannot be made ({error}); choose another") from error
+    return folder

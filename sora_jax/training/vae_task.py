@@ -1,0 +1,103 @@
+"""Training the VAE: reconstruction of images and clips in native shapes."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from sora_jax.evaluation.reconstruction import psnr, ssim
+from sora_jax.models.pixels import to_float, to_uint8
+from sora_jax.models.vae import VAE, VAEConfig, init_vae
+from sora_jax.training.losses import gradient_loss, kl_loss
+from sora_jax.training.state import Batch, Metrics
+from sora_jax.video_io import write
+from sora_jax.weights.model_folder import Part, save_model
+
+
+@dataclasses.dataclass
+class VAETask:
+    """The task of `sora_jax.training.state.Task` for the VAE.
+
+    Attributes:
+      config: the network's sizes.
+      dtype: compute dtype.
+      kl_weight: of the KL term, relative to L1.
+      gradient_weight: of the multi-scale gradient term, relative to L1.
+      fps: written into the model folder.
+      show: a few held-out batches whose reconstructions are written with the model.
+    """
+
+    config: VAEConfig
+    dtype: Any
+    kl_weight: float
+    gradient_weight: float
+    fps: float
+    show: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    frozen: Any = None
+
+    def init(self, key: jax.Array) -> Any:
+        return init_vae(self.config, key)
+
+    def _reconstruct(self, params: Any, frames: jax.Array, key: jax.Array | None) -> tuple:
+        x = to_float(frames)
+        b, f, h, w, _ = x.shape
+        shape = (b, *self.config.latent_shape(f, h, w))
+        noise = jnp.zeros(shape) if key is None else jax.random.normal(key, shape)
+        return x, *VAE(self.config, self.dtype).apply({"params": params}, x, noise)
+
+    def loss(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        x, y, mean, logvar = self._reconstruct(params, batch["frames"], key)
+        l1 = jnp.mean(jnp.abs(x - y))
+        gradient = gradient_loss(x, y)
+        kl = kl_loss(mean, logvar)
+        loss = l1 + self.gradient_weight * gradient + self.kl_weight * kl
+        mse = jnp.mean(jnp.square(x - jnp.clip(y, -1.0, 1.0)))
+        return loss, {
+            "l1": l1,
+            "gradient": gradient,
+            "kl": kl,
+            "psnr": 10.0 * jnp.log10(4.0 / mse),
+        }
+
+    def evaluate(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
+        x, y, mean, _ = self._reconstruct(params, batch["frames"], None)
+        y = jnp.clip(y, -1.0, 1.0)
+        return {
+            "psnr": jnp.mean(psnr(x, y)),
+            "ssim": jnp.mean(ssim(x, y)),
+            "latent_mean": jnp.mean(mean, axis=(0, 1, 2, 3)),
+            "latent_square": jnp.mean(jnp.square(mean), axis=(0, 1, 2, 3)),
+        }
+
+    def flops(self, batch: Batch) -> float:
+        frames = jax.ShapeDtypeStruct(batch["frames"].shape, jnp.uint8)
+        params = nn.meta.unbox(jax.eval_shape(self.init, jax.random.key(0)))
+        forward = jax.jit(lambda params, frames: self._reconstruct(params, frames, None)[1])
+        return 3.0 * forward.lower(params, frames).cost_analysis()["flops"]
+
+    def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
+        mean = np.asarray(scores["latent_mean"], np.float64)
+        std = np.sqrt(np.maximum(np.asarray(scores["latent_square"], np.float64) - mean**2, 1e-8))
+        settings = {
+            **dataclasses.asdict(self.config),
+            "latent_mean": [round(float(m), 6) for m in mean],
+            "latent_std": [round(float(s), 6) for s in std],
+        }
+        save_model(folder, {"vae": Part(settings, params)}, {"fps": self.fps})
+
+        @jax.jit
+        def reconstruct(params: Any, frames: jax.Array) -> jax.Array:
+            return to_uint8(self._reconstruct(params, frames, None)[1])
+
+        for i, batch in enumerate(self.show):
+            frames = np.asarray(batch["frames"][:4])
+            pairs = np.concatenate([frames, np.asarray(reconstruct(params, frames))], axis=2)
+            row = np.concatenate(list(pairs), axis=2)
+            suffix = "png" if row.shape[0] == 1 else "mp4"
+            write(folder / f"reconstruction_{i}.{suffix}", row, fps=self.fps)

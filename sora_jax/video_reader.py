@@ -1,0 +1,299 @@
+"""An open video or image as a stream of timed frames: the reading half of `video_io`."""
+
+import contextlib
+import fractions
+import io
+import itertools
+import math
+import os
+import struct
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+MAX_PIXELS = 1 << 28  # in one frame: 16384 x 16384
+TICK = 1e-6  # seconds; times closer than this are the same
+
+# The containers whose index leads FFmpeg to a key frame. In the others (MPEG program and transport
+# streams, AVI, FLV) the frames after a seek can carry wrong times or broken pictures.
+_INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+_ACCURATE = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+
+
+class VideoError(ValueError):
+    """A video that cannot be read or written; the message names the file and the reason."""
+
+
+class Reader:
+    """An open video or image."""
+
+    def __init__(self, source: str | os.PathLike | bytes):
+        self.scaler = VideoReformatter()
+        if isinstance(source, bytes):
+            self.name, self.file = f"<{len(source)} bytes>", io.BytesIO(source)
+        else:
+            self.name = os.fspath(source)
+            try:
+                # FFmpeg sees no file name, only content: so a name cannot mean a numbered
+                # sequence, a protocol or a text file to be drawn.
+                with open(source, "rb") as named:
+                    self.file = os.fdopen(os.dup(named.fileno()), "rb")
+            except OSError as error:
+                raise self.error(error.strerror) from error
+        try:
+            self._open()
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.container:
+            self.container.close()
+        self.file.close()
+
+    def error(self, reason: str) -> VideoError:
+        return VideoError(f"{self.name}: {reason}")
+
+    def _open(self):
+        """Goes (back) to the beginning."""
+        self.file.seek(0)
+        head = self.file.read(32)
+        if not head:
+            raise self.error("is empty")
+        self.container, self.rate, self.pixel_aspect = None, fractions.Fraction(25), 1
+        self.seconds = 0.0  # as the file states them, 0 if it does not
+        self.file.seek(0)
+        if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
+            return  # an animation, which FFmpeg cannot read: see _animated_webp
+        try:
+            # No protocol: a playlist must not make this open other files or addresses.
+            self.container = av.open(self.file, container_options={"protocol_whitelist": "none"})
+        except av.FFmpegError as error:
+            if head[4:8] == b"ftyp":
+                reason = "is truncated (no moov atom, the index at its end); copy it again"
+            else:
+                reason = f"is not a video or image that FFmpeg reads ({error.strerror})"
+            raise self.error(reason) from error
+        covers = av.stream.Disposition.attached_pic  # the picture of a song is not a video
+        streams = [s for s in self.container.streams.video if not s.disposition & covers]
+        if not streams:
+            sound = bool(self.container.streams.audio)
+            raise self.error("holds only sound" if sound else "holds no video")
+        self.stream = streams[0]
+        context = self.stream.codec_context
+        if context is None:
+            raise self.error("is in a format that this FFmpeg cannot decode")
+        if not 0 < context.width * context.height <= MAX_PIXELS:
+            raise self.error("is empty, damaged or larger than 16384 x 16384 pixels")
+        context.thread_count = 1  # more cost more than they save on short clips and in loaders
+        if self.container.format.name == "jpeg_pipe":
+            context.options = {"err_detect": "explode"}  # else half a JPEG is a grey picture
+        self.rate = self.stream.average_rate or self.stream.guessed_rate or self.rate
+        self.pixel_aspect = self.stream.sample_aspect_ratio or 1
+        self.seconds = (self.container.duration or 0) / av.time_base
+
+    def extent(self) -> tuple[int, float]:
+        """The number of frames and the seconds they last, found without decoding them."""
+        self._open()
+        if self.container is None:
+            ends = [end for _, end, _ in self.frames()]
+            return len(ends), ends[-1]
+        times = []
+        with self._reading():
+            for packet in self._packets():
+                if packet.size and not packet.is_discard:
+                    times.append((packet.pts, packet.duration or 0))
+        if any(pts is None for pts, _ in times):
+            return len(times), float(len(times) / self.rate)
+        last, duration = max(times)
+        duration = duration * self.stream.time_base or 1 / self.rate
+        return len(times), float((last - min(times)[0]) * self.stream.time_base + duration)
+
+    def frames(self, start: float = 0.0) -> Iterator[tuple[float, float, av.VideoFrame]]:
+        """(begin, end, frame) in order of time, from one at or before `start` to the last.
+
+        Times are in seconds since the first frame of the source.
+        """
+        decoded = self._decoded()
+        first = next(decoded, None)
+        if first is None:
+            raise self.error("has no frames")
+        base = float((first.pts or 0) * first.time_base)
+        # A seek is believed if it leads to a key frame at or before the time; where frames are
+        # stored out of order it can land one key frame late, hence the second try.
+        for early in (0.0, 2.0):
+            if start > early and self.container and self.container.format.name in _INDEXED:
+                sought = self._timed(self._sought(base + start - early), base)
+                found = next(sought, None)
+                if found and found[0] <= start + TICK:
+                    yield found
+                    yield from sought
+                    return
+        if start > 0:
+            self._open()
+            decoded = self._decoded()
+            first = next(decoded)
+        yield from self._timed(itertools.chain([first], decoded), base)
+
+    def _sought(self, time: float) -> Iterator[av.VideoFrame]:
+        try:
+            self.container.seek(int(time / self.stream.time_base), stream=self.stream)
+        except av.FFmpegError:
+            return iter(())
+        return itertools.dropwhile(lambda frame: not frame.key_frame, self._decoded())
+
+    def _packets(self):
+        for packet in self.container.demux(self.stream):
+            # A recorded broadcast may well begin with a damaged packet.
+            if packet.is_corrupt and self.container.format.name != "mpegts":
+                raise self.error("is truncated in the middle of a frame; copy it again")
+            yield packet
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        if self.container is None:
+            yield from self._animated_webp()
+            return
+        with self._reading():
+            for packet in self._packets():
+                yield from packet.decode()
+
+    def _timed(self, decoded, base: float):
+        begin, end = -math.inf, 0.0
+        for frame in decoded:
+            stated = None if frame.pts is None else float(frame.pts * frame.time_base) - base
+            # Raw streams state no times and AVI can state wrong ones: then frames follow closely.
+            begin = end if stated is None or stated <= begin else stated
+            end = begin + float(frame.duration * frame.time_base or 1 / self.rate)
+            yield begin, end, frame
+
+    @contextlib.contextmanager
+    def _reading(self):
+        try:
+            yield
+        except av.FFmpegError as error:
+            raise self.error(f"is damaged or unsupported ({error.strerror})") from error
+
+    def _animated_webp(self) -> Iterator[av.VideoFrame]:
+        """Each frame is a still WebP, which FFmpeg decodes, laid on a part of the one before.
+
+        The container is RFC 9649, section 2.7.
+        """
+
+        def number(data: bytes) -> int:
+            return int.from_bytes(data[:3], "little")
+
+        time = 0
+        for kind, body in _chunks(self.file.read()[12:]):
+            if kind == b"VP8X":
+                width, height = number(body[4:]) + 1, number(body[7:]) + 1
+                if width * height > MAX_PIXELS:
+                    raise self.error("is larger than 16384 x 16384 pixels")
+                canvas = np.zeros((height, width, 3), np.uint8)
+            if kind != b"ANMF":
+                continue
+            alpha = 0x10 if body[16:20] == b"ALPH" else 0
+            still = b"WEBPVP8X" + struct.pack("<IB3x", 10, alpha) + body[6:12] + body[16:]
+            still = io.BytesIO(b"RIFF" + struct.pack("<I", len(still)) + still)
+            with self._reading(), av.open(still) as container:
+                pictures = [self._rgba(frame) for frame in container.decode(video=0)]
+            left, top, duration = 2 * number(body), 2 * number(body[3:]), number(body[12:])
+            height, width = number(body[9:]) + 1, number(body[6:]) + 1
+            region = canvas[top : top + height, left : left + width]
+            if [p.shape[:2] for p in pictures] != [region.shape[:2]]:
+                raise self.error("is a damaged WebP animation")
+            rgb, alpha = pictures[0][..., :3], pictures[0][..., 3:]
+            below = 0 if body[15] & 2 else region * (255 - alpha)
+            region[:] = (rgb * alpha + below + 127) // 255
+            frame = av.VideoFrame.from_ndarray(canvas)
+            frame.pts, frame.duration, frame.time_base = time, duration, fractions.Fraction(1, 1000)
+            yield frame
+            time += duration
+            if body[15] & 1:  # the frame asks to be cleared after its time
+                region[:] = 0
+
+    def displayed(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """Height and width of the upright picture in square pixels."""
+        height, width = frame.height, max(1, round(frame.width * self.pixel_aspect))
+        return (width, height) if _orientation(frame)[0] else (height, width)
+
+    def picture(self, frame: av.VideoFrame, size, crop) -> np.ndarray:
+        """The upright picture, resized to cover `size` and cropped to it: uint8 [H,W,3]."""
+        transposed, flip_rows, flip_columns = _orientation(frame)
+        sides = self.displayed(frame)
+        scale = max(size[0] / sides[0], size[1] / sides[1])
+        cover = [max(want, round(side * scale)) for want, side in zip(size, sides)]
+        if math.prod(cover) > MAX_PIXELS or frame.width * frame.height > MAX_PIXELS:
+            raise self.error(f"{sides[0]}x{sides[1]} pixels cannot be resized to cover {size}")
+        height, width = cover[::-1] if transposed else cover
+        smaller = height <= frame.height and width <= frame.width
+        kernel = Interpolation.AREA if smaller else Interpolation.BICUBIC
+        limited_grey = frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG
+        if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
+            # Before resizing, or the hidden colour of transparent pixels would bleed into edges.
+            rgba = self._rgba(frame)
+            rgb = (rgba[..., :3] * rgba[..., 3:] + 127) // 255
+            frame = av.VideoFrame.from_ndarray(rgb.astype(np.uint8))
+        rgb = self.scaler.reformat(
+            frame,
+            width,
+            height,
+            "rgb24",
+            src_colorspace=_matrix(frame),
+            interpolation=kernel | _ACCURATE,
+        ).to_ndarray()
+        if limited_grey:  # swscale takes all grey as full range
+            rgb = np.clip(np.rint((rgb - 16.0) * (255 / 219)), 0, 255).astype(np.uint8)
+        if transposed:
+            rgb = rgb.swapaxes(0, 1)
+        rgb = rgb[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        top, left = (round((side - want) * at) for side, want, at in zip(cover, size, crop))
+        return rgb[top : top + size[0], left : left + size[1]].copy()
+
+    def _rgba(self, frame: av.VideoFrame) -> np.ndarray:
+        # Without the accurate flags swscale leaves the last column of an odd width undefined.
+        kernel, matrix = Interpolation.BICUBIC | _ACCURATE, _matrix(frame)
+        rgba = self.scaler.reformat(
+            frame, format="rgba", interpolation=kernel, src_colorspace=matrix
+        )
+        return rgba.to_ndarray().astype(np.uint16)
+
+
+def _matrix(frame: av.VideoFrame) -> Colorspace | None:
+    """The YUV matrix where the file names none: as players do, by size. None leaves the named."""
+    if frame.format.is_rgb or frame.format.has_palette or frame.colorspace != _UNSPECIFIED:
+        return None
+    high_definition = frame.width >= 1280 or frame.height > 576
+    return Colorspace.ITU709 if high_definition else Colorspace.ITU601
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """(transposed, then rows flipped, columns flipped): how the stored picture is shown."""
+    try:
+        stored = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV 18.1 fails on side data it has no name for, such as the Exif block of a photograph.
+        # The angle can still be had; a mirror image, which cameras hardly ever write, cannot.
+        quarters = round(frame.rotation / 90) % 4
+        return quarters % 2 == 1, quarters in (1, 2), quarters in (2, 3)
+    if stored is None:
+        return False, False, False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(stored))
+    # The stored point (x, y) is shown at (a x + c y, b x + d y).
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, b < 0, c < 0
+    return False, d < 0, a < 0
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, body) of each part of a RIFF file."""
+    at = 0
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        yield kind, data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2

@@ -1,0 +1,129 @@
+"""A model on disk: `model.json` with the settings, one safetensors file a part, the tokenizer."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+FORMAT = "sora_jax model 1"
+
+
+@dataclasses.dataclass
+class Part:
+    """One network: the settings of its config dataclass and its parameters.
+
+    Attributes:
+      settings: JSON values.
+      params: nested dict of arrays.
+    """
+
+    settings: dict[str, Any]
+    params: Any
+
+
+def save_model(
+    folder: pathlib.Path | str,
+    parts: Mapping[str, Part],
+    settings: Mapping[str, Any],
+    *,
+    tokenizer: Any = None,
+    dtype: Any = np.float32,
+) -> None:
+    """Writes a model folder; files of the same names are replaced one by one, whole.
+
+    Args:
+      folder: made if missing.
+      parts: by name: "vae", "dit", "text".
+      settings: JSON values that belong to the model as a whole, such as its fps.
+      tokenizer: what has `save(path)`, or None.
+      dtype: of the floating-point parameters on disk.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"format": FORMAT, **settings, "parts": {}}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        scratch = pathlib.Path(scratch)
+        for name, part in parts.items():
+            flat = traverse_util.flatten_dict(part.params, sep="/")
+            flat = {key: np.ascontiguousarray(np.asarray(value, dtype)) for key, value in flat.items()}
+            save_file(flat, scratch / f"{name}.safetensors")
+            description["parts"][name] = part.settings
+        if tokenizer is not None:
+            tokenizer.save(scratch / "tokenizer.json")
+        (scratch / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        # The description last: a folder with one is complete.
+        for file in sorted(scratch.iterdir(), key=lambda file: file.name == "model.json"):
+            os.replace(file, folder / file.name)
+
+
+def load_description(folder: pathlib.Path | str) -> dict[str, Any]:
+    """The contents of model.json.
+
+    Raises:
+      FileNotFoundError, ValueError: no such folder, or not one of ours.
+    """
+    folder = pathlib.Path(folder)
+    file = folder / "model.json"
+    if not folder.is_dir() or not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no model.json; give a model folder, such as WORKDIR/model of a "
+            "training run"
+        )
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not JSON ({error}); write the model folder again") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{file} is not a {FORMAT!r} file; write the model folder again")
+    return description
+
+
+def load_part(folder: pathlib.Path | str, name: str, shapes: Any) -> Any:
+    """Parameters of one part as a nested dict of float32 numpy arrays.
+
+    Args:
+      folder: a model folder.
+      name: "vae", "dit" or "text".
+      shapes: nested dict of what the configuration asks for, with `.shape`.
+
+    Raises:
+      FileNotFoundError: the part's file is missing.
+      ValueError: truncated, or tensors missing, unknown, or of other shapes: nothing is loaded.
+    """
+    file = pathlib.Path(folder) / f"{name}.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; the model folder is incomplete")
+    wanted = traverse_util.flatten_dict(shapes, sep="/")
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+            for key in sorted(set(wanted) | set(found)):
+                if key not in found:
+                    raise ValueError(f"{file} lacks {key!r}; is it of another configuration?")
+                if key not in wanted:
+                    raise ValueError(f"{file} has the unknown tensor {key!r}; the configuration has none")
+                if found[key] != tuple(wanted[key].shape):
+                    raise ValueError(
+                        f"{file}: {key!r} has shape {found[key]}, the configuration in model.json "
+                        f"asks for {tuple(wanted[key].shape)}"
+                    )
+            flat = {key: np.asarray(tensors.get_tensor(key), np.float32) for key in wanted}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or damaged ({error}); copy it again") from error
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def copy_part(source: pathlib.Path | str, folder: pathlib.Path | str, name: str) -> None:
+    """Copies one part's file between model folders."""
+    shutil.copyfile(
+        pathlib.Path(source) / f"{name}.safetensors", pathlib.Path(folder) / f"{name}.safetensors"
+    )

@@ -1,0 +1,24 @@
+"""What every test shares: eight virtual CPU devices, strict rank promotion, the real footage."""
+
+import os
+import pathlib
+
+# Before jax is imported anywhere: the sharding tests need more than one device.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> pathlib.Path:
+    """The folder of captioned real clips beside the project, where there is one."""
+    folder = REPOSITORY.parent / "shared" / "real_clips"
+    if not folder.is_dir():
+        pytest.skip(f"no real footage at {folder}")
+    return folder

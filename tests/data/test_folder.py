@@ -1,0 +1,487 @@
+"""A folder of clips becomes a dataset: nothing lost silently, nothing leaked, nothing half done."""
+
+import collections
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from sora_jax import video_io
+from sora_jax.buckets import Bucket
+from sora_jax.data import folder, records
+from sora_jax.data.captions import Clip
+from sora_jax.data.splits import group_clips, held_out_groups
+
+HEIGHT, WIDTH = 32, 48
+
+
+def moving(frames: int) -> np.ndarray:
+    """Frame i is grey of level 8 i, so that a decoded frame tells its number."""
+    levels = (8 * np.arange(frames, dtype=np.uint8))[:, None, None, None]
+    return np.broadcast_to(levels, (frames, HEIGHT, WIDTH, 3)).copy()
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return np.rint(frames.mean(axis=(1, 2, 3)) / 8).astype(int).tolist()
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory):
+    """A folder with every kind of clip and of trouble, and the dataset that is made of it."""
+    root = tmp_path_factory.mktemp("messy")
+    clips = root / "clips"
+    (clips / "deep" / "er").mkdir(parents=True)
+    encoded = video_io.encode(moving(20), fps=10)
+    for name in ("row.mp4", "deep/er/sidecar.MP4", "bare.mp4", "latin.mp4", "row_copy_of.mov"):
+        (clips / name).write_bytes(encoded)
+    video_io.write(clips / "still.png", moving(5)[4])
+    video_io.write(clips / "moving.gif", moving(6), fps=10)
+    (clips / "still_by_content.mp4").write_bytes((clips / "still.png").read_bytes())
+    (clips / "truncated.mp4").write_bytes(encoded[: len(encoded) // 2])
+    noise = np.random.default_rng(0).integers(0, 256, (9, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    damaged = bytearray(video_io.encode(noise, fps=10))
+    end = damaged.index(b"moov") - 4  # of the pictures
+    damaged[end - 2000 : end] = bytes(2000)
+    (clips / "damaged_end.mp4").write_bytes(damaged)
+    (clips / "empty.mp4").touch()
+    (clips / "text.mp4").write_text("no video")
+    with open(clips / "large.mp4", "wb") as file:
+        file.truncate(3 << 20)
+    os.mkfifo(clips / "pipe.mp4")
+    (root / "outside.mp4").write_bytes(encoded)
+    (clips / "linked.mp4").symlink_to(root / "outside.mp4")
+    (clips / "nowhere.mp4").symlink_to(root / "missing.mp4")
+    (clips / ".hidden.mp4").write_bytes(encoded)
+    (clips / "README.md").write_text("about")
+
+    (clips / "deep/er/sidecar.txt").write_text("Two\nlines.\n", encoding="utf-8")
+    (clips / "deep/er/sidecar.short.txt").write_text("\ufeffkürzer", encoding="utf-8")
+    (clips / "latin.txt").write_bytes("grün".encode("latin-1"))
+    (clips / "orphan.txt").write_text("a caption of nothing")
+    (clips / "row.txt").write_text("the row says otherwise")
+    rows = [
+        {"file_name": "row.mp4", "short": "s", "text": "d", "licence": "CC0", "source": None},
+        {"file_name": "./still.png", "caption": "a still", "short": 5},
+        {"file_name": "row.mp4", "short": "again"},
+        {"file_name": "gone.mp4", "short": "s"},
+        {"file_name": "../outside.mp4", "short": "s"},
+        {"file_name": str(root / "outside.mp4"), "short": "s"},
+        {"file_name": "linked.mp4", "short": "s"},
+        {"short": "of no file"},
+    ]
+    write_lines(clips / "metadata.jsonl", rows)
+    with open(clips / "metadata.jsonl", "a") as file:
+        file.write("{not json\n")
+    (clips / "deep" / "metadata.csv").write_text(
+        'file_name,detailed,mood\ner/sidecar.MP4,,"calm, wide"\n', encoding="utf-8"
+    )
+    report = folder.build(clips, root / "dataset", held_out=0.2, max_megabytes=1)
+    return clips, root / "dataset", report
+
+
+def by_name(dataset):
+    builder = tfds.builder_from_directory(dataset)
+    found = {}
+    for split in builder.info.splits:
+        for record in builder.as_data_source(split):
+            found[record["file_name"].decode()] = record
+    return found
+
+
+def test_records_hold_the_files_and_captions(messy):
+    clips, dataset, _ = messy
+    found = by_name(dataset)
+    assert set(found) == {
+        *("row.mp4", "deep/er/sidecar.MP4", "bare.mp4", "latin.mp4", "row_copy_of.mov"),
+        *("still.png", "moving.gif", "still_by_content.mp4"),
+    }
+    for name, record in found.items():
+        assert record["video"] == (clips / name).read_bytes()
+        assert (record["height"], record["width"]) == (HEIGHT, WIDTH)
+    assert {n: int(r["frames"]) for n, r in found.items() if r["frames"] != 20} == {
+        **{"still.png": 1, "moving.gif": 6, "still_by_content.mp4": 1}
+    }
+    assert found["row.mp4"]["fps"] == 10
+    captions = {
+        name: {kind: text.decode() for kind, text in record["captions"].items()}
+        for name, record in found.items()
+    }
+    assert captions["row.mp4"] == {"short": "s", "detailed": "d"}
+    assert captions["deep/er/sidecar.MP4"] == {"short": "kürzer", "detailed": "Two lines."}
+    assert captions["still.png"] == {"short": "", "detailed": "a still"}
+    assert captions["latin.mp4"] == {"short": "", "detailed": ""}
+    assert json.loads(found["row.mp4"]["metadata"]) == {"licence": "CC0", "source": None}
+    assert json.loads(found["deep/er/sidecar.MP4"]["metadata"]) == {"mood": "calm, wide"}
+
+
+def test_records_and_index_keep_the_order_across_shards(messy, tmp_path, monkeypatch):
+    clips, _, _ = messy
+    monkeypatch.setattr(records, "_SHARD_BYTES", 2 * (clips / "bare.mp4").stat().st_size)
+    folder.build(clips, tmp_path / "dataset", held_out=0.0, max_megabytes=1)
+    builder = tfds.builder_from_directory(tmp_path / "dataset")
+    assert builder.info.splits["train"].num_shards > 1
+    names = [record["file_name"].decode() for record in builder.as_data_source("train")]
+    index = [json.loads(line) for line in (tmp_path / "dataset" / records.INDEX).open()]
+    assert names == sorted(names) == [row["file_name"] for row in index]
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "reason"),
+    [
+        ("skipped", "truncated.mp4", "truncated"),
+        ("skipped", "damaged_end.mp4", "damaged"),
+        ("skipped", "empty.mp4", "empty"),
+        ("skipped", "text.mp4", "not a video"),
+        ("skipped", "large.mp4", "--max_megabytes=1"),
+        ("skipped", "pipe.mp4", "not a regular file"),
+        ("skipped", "linked.mp4", "outside the folder"),
+        ("skipped", "nowhere.mp4", "No such file"),
+        ("notes", "bare.mp4", "no caption"),
+        ("notes", "latin.mp4", "no caption"),
+        ("notes", "row_copy_of.mov", "same bytes as"),
+        ("notes", "still_by_content.mp4", ".mp4 by name, .png by content"),
+        ("unused", ".hidden.mp4", "hidden"),
+        ("unused", "README.md", "suffix"),
+        ("unused", "latin.txt", "not UTF-8"),
+        ("unused", "orphan.txt", "caption of no clip"),
+        ("unused", "row.txt", "has a detailed caption already"),
+        ("unused", "metadata.jsonl:2", "`short` is not a text"),
+        ("unused", "metadata.jsonl:3", "has a metadata row already"),
+        ("unused", "metadata.jsonl:4", "'gone.mp4' names no clip"),
+        ("unused", "metadata.jsonl:5", "leads out of the folder"),
+        ("unused", "metadata.jsonl:6", "leads out of the folder"),
+        ("unused", "metadata.jsonl:8", "no `file_name`"),
+        ("unused", "metadata.jsonl:9", "not JSON"),
+    ],
+)
+def test_nothing_disappears_unreported(messy, part, file, reason):
+    _, dataset, report = messy
+    assert report == json.loads((dataset / "report.json").read_text())
+    reasons = [entry["reason"] for entry in report[part] if entry["file"] == file]
+    assert any(reason in each for each in reasons), reasons
+
+
+def test_every_file_is_taken_or_reported_once(messy):
+    clips, dataset, report = messy
+    files = {path.relative_to(clips).as_posix() for path in clips.rglob("*") if not path.is_dir()}
+    skipped = [entry["file"] for entry in report["skipped"]]
+    unused = [entry["file"] for entry in report["unused"] if ":" not in entry["file"]]
+    sources = {"metadata.jsonl", "deep/metadata.csv"}
+    sources |= {"deep/er/sidecar.txt", "deep/er/sidecar.short.txt"}
+    accounted = [*skipped, *unused, *by_name(dataset), *sources]
+    assert sorted(accounted) == sorted(files)
+    assert {entry["file"] for entry in report["notes"]} <= set(by_name(dataset))
+
+
+def clip(name, **metadata):
+    return Clip(name, None, {}, metadata)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "related"),
+    [
+        (clip("a/shot_7.mp4"), clip("a/shot_7_tall.mp4"), True),
+        (clip("a/shot_7_tall.mp4"), clip("a/shot_7_square.mp4"), True),
+        (clip("a/shot_7_tall_720p.mp4"), clip("b/shot_7_tall.png"), True),
+        (clip("a/shot_7.mp4"), clip("b/shot_7.webm"), True),
+        (clip("shot_7.mp4"), clip("shot_7 720p.mp4"), True),
+        (clip("kite.mp4"), clip("kite-crop.mp4"), True),
+        (clip("kite.mp4"), clip("kite_v2.mp4"), True),
+        (clip("a/kite.mp4"), clip("a/kite.png"), True),
+        (clip("0001/video.mp4"), clip("0002/video.mp4"), False),
+        (clip("shot_7.mp4"), clip("shot_71.mp4"), False),
+        (clip("shot_7.mp4"), clip("shot_8_tall.mp4"), False),
+        (clip("shot_7.mp4"), clip("shot_7_8.mp4"), False),
+        (clip("red_car.mp4"), clip("red_house.mp4"), False),
+        (clip("x.mp4", source="film, frames 5-9"), clip("y.png", source="film, frame 9"), True),
+        (clip("x.mp4", source="film, frames 5-9"), clip("y.png", source="film, frame 10"), False),
+        (clip("x.mp4", source="film, frames 5-9"), clip("y.mp4", source="book, frames 5-9"), False),
+        (clip("x.mp4", source="web"), clip("y.mp4", source="web"), False),
+        (clip("x.mp4", group=3), clip("y.mp4", group="3"), True),
+        (clip("shot_7.mp4", group="g"), clip("shot_7_tall.mp4", group="h"), False),
+    ],
+)
+def test_related_clips_are_one_group(one, other, related):
+    groups = group_clips([one, other], {one.file_name: "1", other.file_name: "2"})
+    assert (len(set(groups.values())) == 1) == related
+
+
+def test_equal_bytes_are_one_group_whatever_the_metadata_says():
+    groups = group_clips([clip("a", group="1"), clip("b", group="2")], {"a": "x", "b": "x"})
+    assert len(set(groups.values())) == 1
+
+
+def test_held_out_share_and_its_limits():
+    many = {str(number): str(number) for number in range(4000)}
+    held = held_out_groups(many, 0.1)
+    assert 0.08 < len(held) / len(many) < 0.12
+    # Adding clips moves none of the old ones to the other side.
+    more = {str(number): str(number) for number in range(5000)}
+    assert {group for group in held_out_groups(more, 0.1) if int(group) < 4000} == held
+    assert held_out_groups(many, 0.0) == set()
+    assert len(held_out_groups({"a": "a", "b": "b"}, 0.01)) == 1
+    assert len(held_out_groups({"a": "a", "b": "b"}, 0.99)) == 1
+    assert held_out_groups({"a": "one", "b": "one"}, 0.9) == set()
+    lopsided = {**{str(n): "most" for n in range(8)}, "a": "a", "b": "b"}
+    assert "most" not in held_out_groups(lopsided, 0.9)
+
+
+def test_no_group_is_on_both_sides(messy):
+    _, dataset, _ = messy
+    builder = tfds.builder_from_directory(dataset)
+    train, held = (
+        {record["group"] for record in builder.as_data_source(split)}
+        for split in ("train", "validation")
+    )
+    assert train and held and not train & held
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """20 frames at 10 frames a second and an image that is brighter to the right, in `train`."""
+    root = tmp_path_factory.mktemp("small")
+    (root / "clips").mkdir()
+    (root / "clips" / "a.mp4").write_bytes(video_io.encode(moving(20), fps=10))
+    (root / "clips" / "a.txt").write_text("it brightens")
+    columns = np.linspace(0, 255, WIDTH, dtype=np.uint8)[None, :, None]
+    video_io.write(root / "clips" / "b.png", np.broadcast_to(columns, (HEIGHT, WIDTH, 3)).copy())
+    folder.build(root / "clips", root / "dataset", held_out=0.0)
+    return root / "dataset"
+
+
+def starts(dataset, bucket, draws):
+    """How often each run of frames is read."""
+    rng = np.random.default_rng(0)
+    read = (numbers(dataset.read(0, bucket, rng)["frames"]) for _ in range(draws))
+    return collections.Counter(map(tuple, read))
+
+
+def test_read_draws_every_start_alike_and_keeps_time(small):
+    dataset = folder.ClipDataset(small, fps=10)
+    assert dataset.shapes.tolist() == [[20, HEIGHT, WIDTH], [1, HEIGHT, WIDTH]]
+    assert dataset.shapes.dtype == np.int32
+    runs = starts(dataset, Bucket(17, 16, 16), 200)
+    assert set(runs) == {tuple(range(start, start + 17)) for start in range(4)}
+    assert min(runs.values()) > 0.65 * max(runs.values())
+    assert set(starts(dataset, Bucket(20, 16, 16), 5)) == {tuple(range(20))}
+    assert set(starts(dataset, Bucket(1, 16, 16), 150)) == {(frame,) for frame in range(20)}
+
+
+def test_read_at_another_rate(small):
+    dataset = folder.ClipDataset(small, fps=5)
+    assert dataset.shapes[:, 0].tolist() == [10, 1]
+    runs = starts(dataset, Bucket(9, 16, 16), 50)
+    assert set(runs) == {tuple(range(start, start + 17, 2)) for start in range(4)}
+
+
+def test_slow_clips_are_announced(small, caplog):
+    dataset = folder.ClipDataset(small, fps=20)
+    assert "1 of 2 clips have fewer than 20 frames a second" in caplog.text
+    assert dataset.shapes[0, 0] == 40
+    frames = dataset.read(0, Bucket(40, HEIGHT, WIDTH), np.random.default_rng(0))["frames"]
+    assert sorted(set(numbers(frames))) == list(range(20))
+
+
+def test_read_depends_on_the_generator_alone(small):
+    dataset = folder.ClipDataset(small, fps=10)
+    bucket = Bucket(5, 16, 16)
+    reads = [dataset.read(0, bucket, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert reads[0]["captions"] == dataset.captions(0) == {"detailed": "it brightens"}
+    assert (dataset.file_name(0), dataset.file_name(1)) == ("a.mp4", "b.png")
+    np.testing.assert_array_equal(reads[0]["frames"], reads[1]["frames"])
+    assert (reads[0]["frames"] != reads[2]["frames"]).any()
+
+
+def test_read_draws_the_crop(small):
+    dataset = folder.ClipDataset(small, fps=10)
+    reads = [dataset.read(1, Bucket(1, 16, 16), np.random.default_rng(seed)) for seed in range(20)]
+    assert all(each["frames"].shape == (1, 16, 16, 3) for each in reads)
+    assert all(each["captions"] == {} for each in reads)
+    brightness = [each["frames"].mean() for each in reads]
+    assert min(brightness) < 100 < 155 < max(brightness)
+
+
+def test_a_clip_that_does_not_fill_the_bucket_is_refused(small):
+    dataset = folder.ClipDataset(small, fps=10)
+    with pytest.raises(ValueError, match="clip 1 has 1 frames, too few for bucket 5x16x16"):
+        dataset.read(1, Bucket(5, 16, 16), np.random.default_rng(0))
+
+
+def test_pickles_after_reading(small):
+    dataset = folder.ClipDataset(small, fps=10)
+    bucket = Bucket(5, 16, 16)
+    frames = dataset.read(0, bucket, np.random.default_rng(0))["frames"]
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy.read(0, bucket, np.random.default_rng(0))["frames"], frames)
+    np.testing.assert_array_equal(copy.shapes, dataset.shapes)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "garbled", "foreign"])
+def test_a_bad_index_is_announced_and_not_needed(messy, tmp_path, caplog, damage):
+    _, dataset, _ = messy
+    copy = tmp_path / "dataset"
+    copy.mkdir()
+    for path in dataset.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    index = copy / records.INDEX
+    if damage == "missing":
+        index.unlink()
+    else:
+        lines = index.read_text().splitlines(keepends=True)
+        foreign = "".join(line.replace("duration", "length") for line in lines)
+        damaged = {"short": "".join(lines[1:]), "garbled": "{", "foreign": foreign}
+        index.write_text(damaged[damage])
+    for split in ("train", "validation"):
+        shapes = folder.ClipDataset(dataset, split, fps=7).shapes
+        assert "no usable index" not in caplog.text
+        np.testing.assert_array_equal(folder.ClipDataset(copy, split, fps=7).shapes, shapes)
+        caplog.clear()
+    folder.ClipDataset(copy, fps=7)
+    assert "no usable index" in caplog.text
+
+
+def test_reading_imports_neither_jax_nor_tensorflow(small):
+    script = """
+import sys
+import numpy as np
+from sora_jax.buckets import Bucket
+from sora_jax.data.folder import ClipDataset
+ClipDataset(sys.argv[1], fps=10).read(0, Bucket(5, 16, 16), np.random.default_rng(0))
+print(sorted({"jax", "tensorflow"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script, small], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def listing(path):
+    return sorted(each.relative_to(path).as_posix() for each in path.rglob("*"))
+
+
+def test_an_existing_dataset_is_replaced_only_when_asked(tmp_path, small):
+    clips, output = small.parent / "clips", tmp_path / "dataset"
+    folder.build(clips, output, name="first")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        folder.build(clips, output)
+    folder.build(clips, output, name="second", overwrite=True)
+    assert tfds.builder_from_directory(output).name == "second"
+    assert listing(tmp_path)[0] == "dataset" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_no_dataset_is_never_overwritten(tmp_path, small):
+    (tmp_path / "precious.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="is no dataset"):
+        folder.build(small.parent / "clips", tmp_path, overwrite=True)
+    with pytest.raises(ValueError, match="overlap"):
+        folder.build(small.parent / "clips", small.parent, overwrite=True)
+    assert listing(tmp_path) == ["precious.txt"]
+
+
+def stop_while_writing(monkeypatch):
+    def examples(*_):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(records._Builder, "_examples", examples)
+
+
+def stop_while_moving(monkeypatch):
+    def rename(source, target, rename=records.Path.rename):
+        if source.name == "1.0.0":
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    monkeypatch.setattr(records.Path, "rename", rename)
+
+
+@pytest.mark.parametrize("stop", [stop_while_writing, stop_while_moving])
+def test_an_interrupted_build_leaves_the_old_dataset(tmp_path, small, monkeypatch, stop):
+    output = tmp_path / "dataset"
+    folder.build(small.parent / "clips", output)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    stop(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        folder.build(small.parent / "clips", output, overwrite=True)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_usable_clip_leaves_nothing(tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    with pytest.raises(ValueError, match="no usable clip"):
+        folder.build(clips, tmp_path / "dataset")
+    (clips / "a.mp4").write_text("no video")
+    with pytest.raises(ValueError, match="1 skipped"):
+        folder.build(clips, tmp_path / "dataset")
+    assert listing(tmp_path) == ["clips", "clips/a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "Not Good"}, "--name='Not Good'"),
+        ({"held_out": 1.0}, "--held_out=1.0"),
+        ({"max_megabytes": 5000}, "--max_megabytes=5000"),
+    ],
+)
+def test_wrong_arguments_name_the_value(tmp_path, small, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        folder.build(small.parent / "clips", tmp_path / "dataset", **wrong)
+
+
+def test_opening_what_is_not_there(tmp_path, small):
+    with pytest.raises(FileNotFoundError, match="no dataset at"):
+        folder.ClipDataset(tmp_path, fps=10)
+    with pytest.raises(ValueError, match="no split 'validation', only train"):
+        folder.ClipDataset(small, "validation", fps=10)
+    with pytest.raises(ValueError, match="fps=0"):
+        folder.ClipDataset(small, fps=0)
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "sora_jax.data.folder", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_command_line(tmp_path, small):
+    output = tmp_path / "dataset"
+    done = run(f"--clips={tmp_path / 'missing'}", f"--output={output}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no folder of clips at") and done.stderr.count("\n") == 1
+    done = run(f"--clips={small.parent / 'clips'}", f"--output={output}", "--held_out=0.5")
+    assert done.returncode == 0, done.stderr
+    assert "train: 1 clips" in done.stdout and "validation: 1 clips" in done.stdout
+    assert tfds.builder_from_directory(output).info.splits["train"].num_examples == 1
+
+
+def test_all_real_clips_are_taken(real_clips, tmp_path):
+    report = folder.build(real_clips, tmp_path / "dataset")
+    assert report["skipped"] == report["notes"] == []
+    assert [entry["file"] for entry in report["unused"]] == ["README.md"]
+    stated = {
+        row["file_name"]: row
+        for row in map(json.loads, (real_clips / "metadata.jsonl").read_text().splitlines())
+    }
+    index = [json.loads(line) for line in (tmp_path / "dataset" / records.INDEX).open()]
+    assert {row["file_name"] for row in index} == set(stated)
+    for row in index:
+        expected = stated[row["file_name"]]
+        for field in ("frames", "height", "width"):
+            assert row[field] == expected[field]
+        assert expected["frames"] == 1 or row["fps"] == pytest.approx(expected["fps"], abs=0.01)
+    assert 0.02 < sum(row["split"] == "validation" for row in index) / len(index) < 0.1
+    dataset = folder.ClipDataset(tmp_path / "dataset", "validation", fps=8)
+    for number, (frames, height, width) in enumerate(dataset.shapes):
+        bucket = Bucket(int(frames), min(height, 64), min(width, 64))
+        clip = dataset.read(number, bucket, np.random.default_rng(number))
+        assert clip["frames"].shape == (frames, bucket.height, bucket.width, 3)
+        assert set(clip["captions"]) == {"short", "detailed"}

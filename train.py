@@ -1,0 +1,54 @@
+"""Trains a model: python train.py --config=configs/NAME.py --workdir=FOLDER [--config.KEY=VALUE ...]
+
+Starts, or resumes from the newest checkpoint in the work folder.
+"""
+
+import logging
+import os
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from sora_jax.sharding import make_mesh
+from sora_jax.training import setup
+from sora_jax.training.loop import DivergedError, train
+from sora_jax.training.state import make_optimizer
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the model.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+TASKS = {"vae": setup.make_vae_task}
+
+
+def run(config, workdir):
+    workdir = setup.workdir_path(workdir)
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(workdir / "compiled"))
+    if config.task not in TASKS:
+        raise ValueError(f"config.task {config.task!r} is unknown; it is one of {sorted(TASKS)}")
+    mesh = make_mesh(dict(config.mesh))
+    task, data = TASKS[config.task](config)
+    tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
+    loop = setup.make_loop_config(config)
+    train(task, tx, data.loader, data.held_out, loop, workdir, mesh)
+    data.loader.close()
+
+
+def main(argv):
+    del argv
+    logger = logging.getLogger("sora_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    try:
+        run(CONFIG.value, WORKDIR.value)
+    except (ValueError, FileNotFoundError, DivergedError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)
