@@ -1,8 +1,11 @@
-"""Trains a model: python train.py --config=configs/NAME.py --workdir=FOLDER [--config.KEY=VALUE ...]
+"""Trains a model, and writes it to WORKDIR/model.
+
+python train.py --config=configs/NAME.py --workdir=FOLDER [--config.KEY=VALUE ...]
 
 Starts, or resumes from the newest checkpoint in the work folder.
 """
 
+import functools
 import logging
 import os
 import sys
@@ -11,6 +14,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+import sora_jax
 from sora_jax.sharding import make_mesh
 from sora_jax.training import setup
 from sora_jax.training.loop import DivergedError, train
@@ -20,7 +24,15 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the model.")
 flags.mark_flags_as_required(["config", "workdir"])
 
-TASKS = {"vae": setup.make_vae_task}
+TASKS = {"vae": setup.make_vae_task, "dit": setup.make_dit_task}
+
+
+def write_samples(config, folder):
+    """A video for each of the config's prompts, beside the model that made it."""
+    model = sora_jax.load(folder)
+    for i, prompt in enumerate(config.sampling.prompts):
+        clip = model.sample(prompt, seed=i)
+        sora_jax.save(clip if len(clip) > 1 else clip[0], folder / f"sample_{i}.mp4", model.fps)
 
 
 def run(config, workdir):
@@ -32,7 +44,8 @@ def run(config, workdir):
     task, data = TASKS[config.task](config)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
     loop = setup.make_loop_config(config)
-    train(task, tx, data.loader, data.held_out, loop, workdir, mesh)
+    on_save = functools.partial(write_samples, config) if config.task == "dit" else None
+    train(task, tx, data.loader, data.held_out, loop, workdir, mesh, on_save)
     data.loader.close()
 
 

@@ -38,7 +38,7 @@ def get_config():
 
     config.loss = ConfigDict({"kl": 2e-4, "gradient": 1.0})
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 100
     config.optimizer.decay_share = 0.3
     config.optimizer.weight_decay = 0.0

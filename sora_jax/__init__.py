@@ -1,9 +1,9 @@
 """An open JAX implementation of the Sora report.
 
-    import sora_jax
-    model = sora_jax.load()
-    clip = model.sample("a red circle moves right", size=(96, 64), frames=33, seed=0)
-    sora_jax.save(clip, "clip.mp4", fps=model.fps)
+import sora_jax
+model = sora_jax.load()
+clip = model.sample("a red circle moves right", size=(96, 64), frames=33, seed=0)
+sora_jax.save(clip, "clip.mp4", fps=model.fps)
 """
 
 import importlib

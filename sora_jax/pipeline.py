@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion.flow import clean_from_velocity, token_shift
-from sora_jax.diffusion.solvers import Step, euler_step, guide, heun_step, limit_range, schedule, solve
+from sora_jax.diffusion.solvers import (
+    Step,
+    euler_step,
+    guide,
+    heun_step,
+    limit_range,
+    schedule,
+    solve,
+)
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.pixels import to_float, to_uint8
@@ -157,7 +165,9 @@ class Model:
         if solver not in SOLVERS:
             raise ValueError(f"solver {solver!r} is unknown; use one of {sorted(SOLVERS)}")
         if steps < 1:
-            raise ValueError(f"{steps} steps make nothing; use at least 1, such as {defaults.steps}")
+            raise ValueError(
+                f"{steps} steps make nothing; use at least 1, such as {defaults.steps}"
+            )
         if not 0 <= guidance < 1000:
             raise ValueError(f"guidance {guidance} is out of range; use 1 to 20")
         shape = self.latent_shape(size, defaults.frames if frames is None else frames)
@@ -284,7 +294,9 @@ def load(folder: str | pathlib.Path | None = None) -> Model:
     try:
         values = {name: description[name] for name in fields}
     except KeyError as error:
-        raise ValueError(f"{folder}/model.json lacks {error}; write the model folder again") from error
+        raise ValueError(
+            f"{folder}/model.json lacks {error}; write the model folder again"
+        ) from error
     values["size"] = tuple(values["size"])
     params = {"vae": vae.params, "dit": dit_params, "text": text_params}
     return Model(

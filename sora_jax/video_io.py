@@ -40,7 +40,7 @@ def probe(source: str | os.PathLike | bytes) -> VideoInfo:
         height, width = reader.displayed(next(reader.frames())[2])
         frames, duration = reader.extent()
     # The rate that the file states is exact (30000/1001), if it is true.
-    fps = reader.rate if abs(reader.rate * duration - frames) < 1 else frames / duration
+    fps = reader.rate if abs(reader.rate * duration - frames) < 0.1 else frames / duration
     return VideoInfo(frames, float(fps), height, width, frames == 1, duration)
 
 

@@ -66,11 +66,16 @@ class Reader:
         head = self.file.read(32)
         if not head:
             raise self.error("is empty")
-        self.container, self.rate, self.pixel_aspect = None, fractions.Fraction(25), 1
-        self.seconds = 0.0  # as the file states them, 0 if it does not
+        self.container, self.pixel_aspect = None, 1
+        self.rate, self.seconds = fractions.Fraction(25), 0.0  # unless the file states them
         self.file.seek(0)
         if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
-            return  # an animation, which FFmpeg cannot read: see _animated_webp
+            # An animation, which FFmpeg cannot read: see _animated_webp.
+            self.chunks = list(_chunks(self.file.read()[12:]))
+            times = [_number(body[12:]) for kind, body in self.chunks if kind == b"ANMF"]
+            self.seconds = sum(times) / 1000
+            self.rate = fractions.Fraction(1000 * len(times), sum(times) or 1) or self.rate
+            return
         try:
             # No protocol: a playlist must not make this open other files or addresses.
             self.container = av.open(self.file, container_options={"protocol_whitelist": "none"})
@@ -113,7 +118,7 @@ class Reader:
             return len(times), float(len(times) / self.rate)
         last, duration = max(times)
         duration = duration * self.stream.time_base or 1 / self.rate
-        return len(times), float((last - min(times)[0]) * self.stream.time_base + duration)
+        return len(times), float((last - times[0][0]) * self.stream.time_base + duration)
 
     def frames(self, start: float = 0.0) -> Iterator[tuple[float, float, av.VideoFrame]]:
         """(begin, end, frame) in order of time, from one at or before `start` to the last.
@@ -184,26 +189,21 @@ class Reader:
 
         The container is RFC 9649, section 2.7.
         """
-
-        def number(data: bytes) -> int:
-            return int.from_bytes(data[:3], "little")
-
         time = 0
-        for kind, body in _chunks(self.file.read()[12:]):
+        for kind, body in self.chunks:
             if kind == b"VP8X":
-                width, height = number(body[4:]) + 1, number(body[7:]) + 1
+                width, height = _number(body[4:]) + 1, _number(body[7:]) + 1
                 if width * height > MAX_PIXELS:
                     raise self.error("is larger than 16384 x 16384 pixels")
                 canvas = np.zeros((height, width, 3), np.uint8)
             if kind != b"ANMF":
                 continue
-            alpha = 0x10 if body[16:20] == b"ALPH" else 0
-            still = b"WEBPVP8X" + struct.pack("<IB3x", 10, alpha) + body[6:12] + body[16:]
+            still = b"WEBPVP8X" + struct.pack("<IB3x", 10, 0x10) + body[6:12] + body[16:]
             still = io.BytesIO(b"RIFF" + struct.pack("<I", len(still)) + still)
             with self._reading(), av.open(still) as container:
                 pictures = [self._rgba(frame) for frame in container.decode(video=0)]
-            left, top, duration = 2 * number(body), 2 * number(body[3:]), number(body[12:])
-            height, width = number(body[9:]) + 1, number(body[6:]) + 1
+            left, top, duration = 2 * _number(body), 2 * _number(body[3:]), _number(body[12:])
+            height, width = _number(body[9:]) + 1, _number(body[6:]) + 1
             region = canvas[top : top + height, left : left + width]
             if [p.shape[:2] for p in pictures] != [region.shape[:2]]:
                 raise self.error("is a damaged WebP animation")
@@ -235,8 +235,7 @@ class Reader:
         kernel = Interpolation.AREA if smaller else Interpolation.BICUBIC
         limited_grey = frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG
         if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
-            # Before resizing, or the hidden colour of transparent pixels would bleed into edges.
-            rgba = self._rgba(frame)
+            rgba = self._rgba(frame)  # at full size, or hidden colours would bleed into edges
             rgb = (rgba[..., :3] * rgba[..., 3:] + 127) // 255
             frame = av.VideoFrame.from_ndarray(rgb.astype(np.uint8))
         rgb = self.scaler.reformat(
@@ -257,11 +256,9 @@ class Reader:
 
     def _rgba(self, frame: av.VideoFrame) -> np.ndarray:
         # Without the accurate flags swscale leaves the last column of an odd width undefined.
-        kernel, matrix = Interpolation.BICUBIC | _ACCURATE, _matrix(frame)
-        rgba = self.scaler.reformat(
-            frame, format="rgba", interpolation=kernel, src_colorspace=matrix
-        )
-        return rgba.to_ndarray().astype(np.uint16)
+        options = {"interpolation": Interpolation.BICUBIC | _ACCURATE}
+        options["src_colorspace"] = _matrix(frame)
+        return self.scaler.reformat(frame, format="rgba", **options).to_ndarray().astype(np.uint16)
 
 
 def _matrix(frame: av.VideoFrame) -> Colorspace | None:
@@ -288,6 +285,10 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     if abs(b) + abs(c) > abs(a) + abs(d):
         return True, b < 0, c < 0
     return False, d < 0, a < 0
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data[:3], "little")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

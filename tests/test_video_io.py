@@ -14,38 +14,35 @@ from video_samples import COLORS, HEIGHT, WIDTH, difference, flat, jpeg, make, n
 from sora_jax import video_io, video_reader
 
 CONTAINERS = {
-    "mp4 with open groups and B-frames": (
-        "mp4",
-        "libx264",
-        "yuv420p",
-        "bframes=3:keyint=25:open-gop=1",
-    ),
-    "mp4 without B-frames": ("mp4", "libx264", "yuv420p", "bframes=0:keyint=12"),
-    "mp4 with one key frame": ("mp4", "libx264", "yuv420p", "intra-refresh=1"),
-    "matroska": ("matroska", "libx264", "yuv420p", "bframes=2:keyint=25"),
-    "webm": ("webm", "libvpx", "yuv420p", None),
-    "transport stream": ("mpegts", "libx264", "yuv420p", "bframes=3:keyint=25"),
-    "program stream": ("mpeg", "mpeg2video", "yuv420p", None),
-    "avi": ("avi", "mpeg4", "yuv420p", None),
-    "raw h264 without times": ("h264", "libx264", "yuv420p", "bframes=2"),
-    "gif": ("gif", "gif", "rgb8", None),
-    "apng": ("apng", "apng", "rgb24", None),
+    "mp4 with open groups and B-frames": ("mp4", "libx264", "bframes=3:keyint=25:open-gop=1"),
+    "mp4 without B-frames": ("mp4", "libx264", "bframes=0:keyint=12"),
+    "mp4 refreshed bit by bit": ("mp4", "libx264", "bframes=0:keyint=20:intra-refresh=1"),
+    "matroska": ("matroska", "libx264", "bframes=2:keyint=25"),
+    "webm": ("webm", "libvpx", ""),
+    "transport stream": ("mpegts", "libx264", "bframes=3:keyint=25"),
+    "program stream": ("mpeg", "mpeg2video", ""),
+    "avi": ("avi", "mpeg4", ""),
+    "raw h264 without times": ("h264", "libx264", "bframes=2"),
+    "gif": ("gif", "gif", ""),
+    "apng": ("apng", "apng", ""),
 }
+PIXELS = {"gif": "rgb8", "apng": "rgb24"}
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_any_start_gives_exactly_the_frames_of_that_time(name):
-    container, codec, pixels, x264 = CONTAINERS[name]
-    source = make(
-        numbered(80), container, codec, pixels, options={"x264-params": x264} if x264 else {}
-    )
-    assert numbers(video_io.decode(source)) == list(range(80))
+    container, codec, x264 = CONTAINERS[name]
+    options = {"x264-params": x264} if x264 else {"bf": "2"} if codec == "mpeg2video" else {}
+    source = make(numbered(80), container, codec, PIXELS.get(codec, "yuv420p"), options=options)
+    whole = video_io.decode(source)
+    assert numbers(whole) == list(range(80))
     info = video_io.probe(source)
     assert (info.frames, info.height, info.width, info.is_image) == (80, HEIGHT, WIDTH, False)
     assert info.fps == pytest.approx(25) and info.duration == pytest.approx(3.2)
-    for start in (1, 24, 26, 49, 51, 77):
+    for start in (1, 24, 26, 35, 45, 47, 49, 51, 77):
         clip = video_io.decode(source, start=start / 25, frames=3)
         assert numbers(clip) == [start, start + 1, start + 2], start
+        assert np.array_equal(clip, whole[start : start + 3]), start
 
 
 def test_frame_rate_is_resampled_by_the_nearest_frame():
@@ -73,6 +70,11 @@ def test_uneven_times_are_followed(container):
     assert stored == list(range(first, first + 4))
 
 
+def test_the_stated_frame_rate_is_believed_where_it_fits():
+    # Matroska rounds times to a millisecond: 24 frames a second would come out as 23.99.
+    assert video_io.probe(make(numbered(50), "matroska", "libx264", "yuv420p", rate=24)).fps == 24
+
+
 def test_a_picture_held_for_long_is_held():
     times = [*range(0, 800, 40), *range(2800, 3600, 40)]
     source = make(numbered(40), "mp4", "libx264", "yuv420p", times=times)
@@ -84,6 +86,13 @@ def test_a_picture_held_for_long_is_held():
             assert number == 19, time
         if time >= 2.8:
             assert number == np.abs(np.array(times) / 1000 - time).argmin(), time
+
+
+def test_wrong_times_do_not_disorder_the_frames():
+    # AVI states no times of display, and what FFmpeg guesses for B-frames goes back and forth.
+    source = make(numbered(60), "avi", "libx264", "yuv420p", options={"bf": "2", "g": "25"})
+    shown = numbers(video_io.decode(source, fps=25))
+    assert shown == sorted(shown) and set(shown) == set(range(60))
 
 
 def test_shrinking_averages_areas():
@@ -155,10 +164,9 @@ def test_grey_keeps_its_levels():
     ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[:, None], (1, 48, 64, 3))
     png = make(ramp, "image2pipe", "png", "gray")
     assert difference(video_io.decode(png), ramp) == 0
-    limited = np.uint8(np.rint(16 + ramp * (219 / 255)))  # the grey codecs are not told to convert
-    quiet = {"crf": "1", "x265-params": "log-level=none"}
-    video = make(limited, "mp4", "libx265", "gray", options=quiet, color_range=1)
-    assert difference(video_io.decode(video), ramp) <= 2
+    limited = np.uint8(np.rint(16 + ramp * (219 / 255)))
+    video = make(limited, "matroska", "ffv1", "gray", color_range=1)
+    assert difference(video_io.decode(video), ramp) <= 1
 
 
 CORNERS = np.zeros((1, 32, 64, 3), np.uint8)
@@ -259,7 +267,10 @@ def _sound() -> bytes:
 
 
 def test_what_is_not_a_video_is_refused_by_name(tmp_path):
-    video, photo = video_io.encode(numbered(30), 24), jpeg(numbered(1))
+    video, photo = (
+        video_io.encode(numbered(30), 24),
+        jpeg(np.kron(CORNERS, np.ones((8, 8, 1), "u1"))),
+    )
     video_io.write(tmp_path / "whole.mp4", numbered(30))
     index_first = (tmp_path / "whole.mp4").read_bytes()
     empty = io.BytesIO()
@@ -288,10 +299,11 @@ def test_what_is_not_a_video_is_refused_by_name(tmp_path):
         video_io.probe(video[:100])
 
 
-def test_a_playlist_opens_no_other_file(tmp_path):
+def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     video_io.write(tmp_path / "clip.mp4", numbered(3))
     for name, text in (
-        ("list.ffconcat", f"ffconcat version 1.0\nfile {tmp_path}/clip.mp4\n"),
+        ("list.ffconcat", "ffconcat version 1.0\nfile clip.mp4\n"),
         ("list.m3u8", f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{tmp_path}/clip.mp4\n"),
     ):
         (tmp_path / name).write_text(text)

@@ -11,12 +11,16 @@ COLORS = [(200, 30, 60), (20, 220, 90), (40, 50, 230), (255, 255, 255), (0, 0, 0
 
 
 def numbered(count: int) -> np.ndarray:
-    """uint8 [count, 48, 64, 3]: each frame shows its own number as eight black or white blocks."""
-    frames = np.full((count, HEIGHT, WIDTH, 3), 120, np.uint8)
+    """uint8 [count, 48, 64, 3]: each frame shows its own number as eight black or white blocks.
+
+    Below them patches of colour move to the right.
+    """
+    patches = np.random.default_rng(0).integers(60, 190, (3, 8, 3)).repeat(8, 0).repeat(8, 1)
+    frames = np.empty((count, HEIGHT, WIDTH, 3), np.uint8)
     for index in range(count):
         for bit in range(8):
             frames[index, :24, 8 * bit : 8 * bit + 8] = 235 if index >> bit & 1 else 20
-        frames[index, 24:, index % WIDTH] = (200, 60, 40)
+        frames[index, 24:] = np.roll(patches, index, axis=1)
     return frames
 
 
@@ -26,14 +30,14 @@ def numbers(frames: np.ndarray) -> list[int]:
 
 
 def make(
-    frames, container, codec, pixels, *, times=None, options=None, setup=None, **color
+    frames, container, codec, pixels, *, rate=25, times=None, options=None, setup=None, **color
 ) -> bytes:
     """A file as other programs write them. `times` are the frames' milliseconds."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=25, options=options or {})
+        stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
-        base = fractions.Fraction(1, 1000 if times else 25)
+        base = fractions.Fraction(1, 1000 if times else rate)
         stream.codec_context.time_base = base
         for name, value in color.items():
             setattr(stream.codec_context, name, value)

@@ -243,7 +243,7 @@ class LatentDataset(ClipSource):
         file = _shapes_file(self.path, split)
         try:
             self.shapes = np.load(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ValueError(
                 f"{file} cannot be read ({error}): make the latents again: {_COMMAND}{path}"
             ) from error

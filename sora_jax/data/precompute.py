@@ -49,7 +49,7 @@ Encoder = Callable[[np.ndarray], jax.Array]
 
 
 class Batch(NamedTuple):
-    """Clips of one bucket to encode together: `clips` int [n], `draws` int [n]; padded to `size`."""
+    """Clips of one bucket to encode together, `clips` and `draws` int [n], padded to `size`."""
 
     bucket: Bucket
     clips: np.ndarray
@@ -168,7 +168,9 @@ def _batches(buckets: Sequence[Bucket], choice: np.ndarray, passes: int) -> list
         clips = np.tile(np.flatnonzero(choice == number), passes)
         draws = np.repeat(np.arange(passes), len(clips) // passes)
         pixels = bucket.frames * bucket.height * bucket.width
-        size = devices * max(min(_BATCH_PIXELS // pixels, _BATCH_CLIPS), 1)
+        # As large as memory allows, but no larger than there are clips.
+        most = max(min(_BATCH_PIXELS // pixels, _BATCH_CLIPS), 1)
+        size = devices * min(most, -(-len(clips) // devices) or 1)
         for start in range(0, len(clips), size):
             part = slice(start, start + size)
             batches.append(Batch(bucket, clips[part], draws[part], size))

@@ -1,4 +1,4 @@
-"""What the loader needs of a collection of clips: shapes without decoding, then one clip at one bucket."""
+"""What the loader needs of clips: their shapes without decoding, then each at one bucket."""
 
 from typing import Any, Protocol
 

@@ -113,9 +113,7 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         y = attend(q, k, v).reshape(x.shape)
-        out = dense(
-            cfg.width, ("heads", "embed"), name="out", dtype=self.dtype, zeros=self.zeros
-        )
+        out = dense(cfg.width, ("heads", "embed"), name="out", dtype=self.dtype, zeros=self.zeros)
         return out(y)
 
 
@@ -147,9 +145,7 @@ class Block(nn.Module):
         bias = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
         y = layer_norm(x) * self.param("text_norm_scale", ones, (cfg.width,))[None, None]
         y = y + self.param("text_norm_bias", bias, (cfg.width,))[None, None]
-        y = Attention(cfg, dtype, zeros=True, name="cross_attention")(
-            y.astype(dtype), context=text
-        )
+        y = Attention(cfg, dtype, zeros=True, name="cross_attention")(y.astype(dtype), context=text)
         x = x + y
 
         y = modulate(layer_norm(x), parts[3], parts[4]).astype(dtype)

@@ -3,7 +3,6 @@
 import pathlib
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
@@ -22,6 +21,10 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path | str, *, keep: int):
         self._manager = ocp.CheckpointManager(
             folder,
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
         self.folder = folder
@@ -39,7 +42,8 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
+                # A plain step number, the same on every host, so that their count may change.
+                data=ocp.args.JsonSave(iterator.get_state()),
             ),
         )
 
@@ -65,22 +69,22 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(jax.tree.map(abstract, state, shardings)),
-                data=grain.checkpoint.CheckpointRestore(iterator),
+                data=ocp.args.JsonRestore(),
             ),
         )
+        iterator.set_state(restored["data"])
         return restored["state"]
 
     def _check(self, saved: Any, state: TrainState) -> None:
         def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
             leaves = jax.tree_util.tree_leaves_with_path(tree)
             return {
-                "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path):
-                tuple(leaf.shape)
+                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
                 for path, leaf in leaves
             }
 
         wanted = shapes(state.params)
-        found = shapes(saved["params"] if isinstance(saved, dict) else saved.params)
+        found = shapes(saved.tree["params"])
         for name in sorted(set(wanted) | set(found)):
             if wanted.get(name) != found.get(name):
                 raise ValueError(

@@ -101,6 +101,7 @@ def train(
     config: LoopConfig,
     workdir: pathlib.Path,
     mesh: Mesh,
+    on_save: Callable[[pathlib.Path], None] | None = None,
 ) -> TrainState:
     """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one.
 
@@ -112,6 +113,7 @@ def train(
       config: lengths and intervals.
       workdir: gets `checkpoints/`, `events/` and `model/`.
       mesh: of all devices.
+      on_save: called with the model folder each time that one is written.
 
     Returns:
       The last state.
@@ -157,7 +159,9 @@ def train(
             if metrics["bad_steps"] > 0:
                 logger.warning(
                     "step %d skipped: loss %s, gradient norm %s",
-                    step, metrics["loss"], metrics["gradient_norm"],
+                    step,
+                    metrics["loss"],
+                    metrics["gradient_norm"],
                 )
             if metrics["bad_steps"] >= MAX_BAD_STEPS:
                 raise DivergedError(
@@ -206,6 +210,8 @@ def train(
                     )
                     if step % config.save_every == 0 or step == config.steps:
                         task.save(workdir / "model", jax.device_get(state.ema), scores)
+                        if on_save is not None:
+                            on_save(workdir / "model")
                 reporter.pause(time.perf_counter() - began)
                 if stop.asked:
                     logger.info("asked to stop: saved step %d", step)

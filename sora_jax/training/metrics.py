@@ -43,9 +43,7 @@ class Reporter:
     def __init__(self, folder: pathlib.Path, *, steps: int, every: int, peak: float, start: int):
         self._writer = SummaryWriter(str(folder))
         self._steps, self._every, self._peak = steps, every, peak
-        self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not sys.stderr.isatty()
-        )
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty())
         self._sums: dict[str, float] = {}
         self._weights: dict[str, int] = {}
         self._steps_seen, self._clips, self._flops = 0, 0, 0.0

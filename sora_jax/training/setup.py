@@ -1,4 +1,4 @@
-"""From a run's config to its parts: the clips, the task, the optimizer. Errors stop before step 0."""
+"""From a run's config to its parts: clips and task. What is wrong stops the run before step 0."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from sora_jax.buckets import Bucket, batch_size
 from sora_jax.data.folder import ClipDataset
-from sora_jax.data.latents import LatentDataset
+from sora_jax.data.latents import LatentDataset, check_vae
 from sora_jax.data.loader import Loader, make_loader
 from sora_jax.data.source import ClipSource
 from sora_jax.data.worlds.shapes import Shapes
@@ -115,9 +115,7 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
     settings = from_settings(VAEConfig, config.vae)
     for shape in config.data.buckets:
         settings.latent_shape(*shape)
-    data = make_data(
-        config, spatial=settings.spatial_stride, temporal=settings.temporal_stride
-    )
+    data = make_data(config, spatial=settings.spatial_stride, temporal=settings.temporal_stride)
     seen = {tuple(batch["frames"].shape): batch for batch in data.held_out}
     task = VAETask(
         settings,
@@ -143,6 +141,8 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
 def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
     """The transformer, its text encoder and its clips or latents."""
     vae = load_vae(config.vae)
+    if config.data.latents:
+        check_vae(config.data.latents, config.vae)
     tokenizer = make_tokenizer(config)
     dit = from_settings(
         DiTConfig,

@@ -141,7 +141,7 @@ def make_train_step(
         (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(
             state.params, frozen, batch, key
         )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

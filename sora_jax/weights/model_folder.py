@@ -54,7 +54,9 @@ def save_model(
         scratch = pathlib.Path(scratch)
         for name, part in parts.items():
             flat = traverse_util.flatten_dict(part.params, sep="/")
-            flat = {key: np.ascontiguousarray(np.asarray(value, dtype)) for key, value in flat.items()}
+            flat = {
+                key: np.ascontiguousarray(np.asarray(value, dtype)) for key, value in flat.items()
+            }
             save_file(flat, scratch / f"{name}.safetensors")
             description["parts"][name] = part.settings
         if tokenizer is not None:
@@ -105,12 +107,13 @@ def load_part(folder: pathlib.Path | str, name: str, shapes: Any) -> Any:
     wanted = traverse_util.flatten_dict(shapes, sep="/")
     try:
         with safe_open(file, framework="numpy") as tensors:
-            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+            names = list(tensors.keys())  # noqa: SIM118 (no dict: it cannot be iterated)
+            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in names}
             for key in sorted(set(wanted) | set(found)):
                 if key not in found:
                     raise ValueError(f"{file} lacks {key!r}; is it of another configuration?")
                 if key not in wanted:
-                    raise ValueError(f"{file} has the unknown tensor {key!r}; the configuration has none")
+                    raise ValueError(f"{file} has the tensor {key!r}, unknown to the configuration")
                 if found[key] != tuple(wanted[key].shape):
                     raise ValueError(
                         f"{file}: {key!r} has shape {found[key]}, the configuration in model.json "

@@ -1,4 +1,4 @@
-"""The networks of a model folder: their configurations and parameters, checked against each other."""
+"""The networks of a model folder: configurations and parameters, checked against each other."""
 
 import dataclasses
 import pathlib

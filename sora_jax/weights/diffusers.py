@@ -1,0 +1,291 @@
+"""Parameters to and from the tensors of PyTorch diffusers' Wan and transformers' UMT5.
+
+Pure renaming and reordering, so both directions are exact in every bit and keep the dtype. The
+tensors are a flat mapping from PyTorch names to numpy arrays in PyTorch's layouts, as a safetensors
+file holds them; the parameters are the nested dict that the networks here take, blocks stacked.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.vae import VAEConfig, init_vae
+
+Tensors = Mapping[str, np.ndarray]
+Reorder = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How one tensor's axes differ: `ours` makes ours of theirs, `theirs` the reverse."""
+
+    ours: Reorder
+    theirs: Reorder
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """One of our parameters: its path, their name ("{}" is the layer), the layout, our shape."""
+
+    path: str
+    name: str
+    layout: _Layout
+    shape: tuple[int, ...]
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.name
+
+    def names(self) -> list[str]:
+        if not self.stacked:
+            return [self.name]
+        return [self.name.format(layer) for layer in range(self.shape[0])]
+
+    def their_shape(self) -> tuple[int, ...]:
+        shape = self.shape[1:] if self.stacked else self.shape
+        return self.layout.theirs(np.broadcast_to(np.float32(0), shape)).shape
+
+
+_SAME = _Layout(lambda x: x, lambda x: x)
+_LINEAR = _Layout(lambda x: x.T, lambda x: x.T)
+_TABLE = _Layout(lambda x: x[0], lambda x: x[None])
+_CONV_3D = _Layout(lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2))
+_CONV_2D = _Layout(lambda x: x.transpose(2, 3, 1, 0)[None], lambda x: x[0].transpose(3, 2, 0, 1))
+_VIDEO_GAIN = _Layout(lambda x: x[:, 0, 0, 0], lambda x: x[:, None, None, None])
+_IMAGE_GAIN = _Layout(lambda x: x[:, 0, 0], lambda x: x[:, None, None])
+
+
+def vae_from_diffusers(tensors: Tensors, config: VAEConfig) -> dict[str, Any]:
+    """Parameters of our VAE from the state dict of an AutoencoderKLWan without residual shortcuts.
+
+    Raises:
+      ValueError: a tensor is missing, unknown or of another shape than `config` asks for.
+    """
+    return _load(tensors, _vae_entries(config))
+
+
+def vae_to_diffusers(params: Mapping[str, Any], config: VAEConfig) -> dict[str, np.ndarray]:
+    """The inverse of `vae_from_diffusers`; raises as it does."""
+    return _save(params, _vae_entries(config))
+
+
+def dit_from_diffusers(tensors: Tensors, config: DiTConfig) -> dict[str, Any]:
+    """Parameters of our transformer from the state dict of a text-to-video WanTransformer3DModel.
+
+    Raises:
+      ValueError: a tensor is missing, unknown or of another shape than `config` asks for.
+    """
+    return _load(tensors, _dit_entries(config))
+
+
+def dit_to_diffusers(params: Mapping[str, Any], config: DiTConfig) -> dict[str, np.ndarray]:
+    """The inverse of `dit_from_diffusers`; raises as it does."""
+    return _save(params, _dit_entries(config))
+
+
+def text_from_transformers(tensors: Tensors, config: TextConfig) -> dict[str, Any]:
+    """Parameters of our text encoder from the state dict of a UMT5EncoderModel.
+
+    A state dict in memory names its embedding twice and a file once; either name will do.
+
+    Raises:
+      ValueError: a tensor is missing, unknown or of another shape than `config` asks for.
+    """
+    tensors = dict(tensors)
+    copy = tensors.pop("encoder.embed_tokens.weight", None)
+    if copy is not None and not np.array_equal(tensors.setdefault("shared.weight", copy), copy):
+        raise ValueError(
+            "'shared.weight' and 'encoder.embed_tokens.weight' differ, but UMT5 has one embedding; "
+            "remove the one that is not meant"
+        )
+    return _load(tensors, _text_entries(config))
+
+
+def text_to_transformers(params: Mapping[str, Any], config: TextConfig) -> dict[str, np.ndarray]:
+    """The inverse of `text_from_transformers`, with the embedding as 'shared.weight' only."""
+    return _save(params, _text_entries(config))
+
+
+def _load(tensors: Tensors, entries: list[_Entry]) -> dict[str, Any]:
+    wanted = {name: entry.their_shape() for entry in entries for name in entry.names()}
+    _check({name: tuple(x.shape) for name, x in tensors.items()}, wanted)
+    flat = {}
+    for entry in entries:
+        parts = [entry.layout.ours(np.asarray(tensors[name])) for name in entry.names()]
+        flat[entry.path] = np.stack(parts) if entry.stacked else np.ascontiguousarray(parts[0])
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _save(params: Mapping[str, Any], entries: list[_Entry]) -> dict[str, np.ndarray]:
+    flat = traverse_util.flatten_dict(params, sep="/")
+    found = {path: tuple(x.shape) for path, x in flat.items()}
+    _check(found, {entry.path: entry.shape for entry in entries})
+    tensors = {}
+    for entry in entries:
+        x = np.asarray(flat[entry.path])
+        for name, part in zip(entry.names(), x if entry.stacked else [x]):
+            tensors[name] = np.ascontiguousarray(entry.layout.theirs(part))
+    return tensors
+
+
+def _check(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
+    for name in sorted(set(found) | set(wanted)):
+        if name not in found:
+            raise ValueError(f"the tensor {name!r} is missing; is it another configuration?")
+        if name not in wanted:
+            raise ValueError(f"the tensor {name!r} is unknown; is it another configuration?")
+        if found[name] != wanted[name]:
+            raise ValueError(
+                f"the tensor {name!r} has shape {found[name]}, the configuration asks for "
+                f"{wanted[name]}"
+            )
+
+
+def _shapes(init: Callable[[Any, jax.Array], Any], config: Any) -> dict[str, tuple[int, ...]]:
+    """Our parameters' shapes by path."""
+    boxed = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+    flat = traverse_util.flatten_dict(nn.meta.unbox(boxed), sep="/")
+    return {path: tuple(x.shape) for path, x in flat.items()}
+
+
+def _vae_entries(config: VAEConfig) -> list[_Entry]:
+    levels = len(config.multipliers)
+    names = {"encoder/quantize": "quant_conv", "decoder/dequantize": "post_quant_conv"}
+    for half in ("encoder", "decoder"):
+        for module in ("conv_in", "conv_out", "norm_out"):
+            names[f"{half}/{module}"] = f"{half}.{module}"
+        for i in range(2):
+            names |= _residual(f"{half}/middle/block_{i + 1}", f"{half}.mid_block.resnets.{i}")
+        ours, theirs = f"{half}/middle/attention", f"{half}.mid_block.attentions.0"
+        for a, b in (("norm", "norm"), ("qkv", "to_qkv"), ("out", "proj")):
+            names[f"{ours}/{a}"] = f"{theirs}.{b}"
+    for level in range(levels):
+        # Going down their blocks and resamplings share one numbering; going up each level has its.
+        first = level * (config.blocks + 1)
+        for i in range(config.blocks):
+            theirs = f"encoder.down_blocks.{first + i}"
+            names |= _residual(f"encoder/level_{level}_block_{i}", theirs)
+        theirs = f"encoder.down_blocks.{first + config.blocks}"
+        names |= _resample(f"encoder/level_{level}_down", theirs)
+        for i in range(config.blocks + 1):
+            theirs = f"decoder.up_blocks.{level}.resnets.{i}"
+            names |= _residual(f"decoder/level_{level}_block_{i}", theirs)
+        theirs = f"decoder.up_blocks.{level}.upsamplers.0"
+        names |= _resample(f"decoder/level_{level}_up", theirs)
+
+    entries = []
+    for path, shape in _shapes(init_vae, config).items():
+        module, leaf = path.rsplit("/", 1)
+        image = module.endswith(("/space", "/attention/norm", "/attention/qkv", "/attention/out"))
+        if leaf == "kernel":
+            leaf, layout = "weight", _CONV_2D if image else _CONV_3D
+        elif leaf == "scale":
+            leaf, layout = "gamma", _IMAGE_GAIN if image else _VIDEO_GAIN
+        else:
+            layout = _SAME
+        entries.append(_Entry(path, f"{names[module]}.{leaf}", layout, shape))
+    return entries
+
+
+def _residual(ours: str, theirs: str) -> dict[str, str]:
+    names = {
+        f"{ours}/{part}_{i}": f"{theirs}.{part}{i}" for part in ("norm", "conv") for i in (1, 2)
+    }
+    return {**names, f"{ours}/shortcut": f"{theirs}.conv_shortcut"}
+
+
+def _resample(ours: str, theirs: str) -> dict[str, str]:
+    return {f"{ours}/space": f"{theirs}.resample.1", f"{ours}/time": f"{theirs}.time_conv"}
+
+
+_DIT_NAMES = {
+    "patch_in": "patch_embedding",
+    "text_in": "condition_embedder.text_embedder.linear_1",
+    "text_out": "condition_embedder.text_embedder.linear_2",
+    "time_in": "condition_embedder.time_embedder.linear_1",
+    "time_out": "condition_embedder.time_embedder.linear_2",
+    "time_levels": "condition_embedder.time_proj",
+    "head": "proj_out",
+    "blocks/mlp_in": "blocks.{}.ffn.net.0.proj",
+    "blocks/mlp_out": "blocks.{}.ffn.net.2",
+    **{
+        f"blocks/{a}/{b}": f"blocks.{{}}.{c}.{d}"
+        for a, c in (("self_attention", "attn1"), ("cross_attention", "attn2"))
+        for b, d in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("out", "to_out.0"))
+    },
+}
+_DIT_PARAMETERS = {
+    "head_modulation": "scale_shift_table",
+    "blocks/modulation": "blocks.{}.scale_shift_table",
+    "blocks/text_norm_scale": "blocks.{}.norm2.weight",
+    "blocks/text_norm_bias": "blocks.{}.norm2.bias",
+    **{
+        f"blocks/{a}/{b}": f"blocks.{{}}.{c}.{d}.weight"
+        for a, c in (("self_attention", "attn1"), ("cross_attention", "attn2"))
+        for b, d in (("query_norm", "norm_q"), ("key_norm", "norm_k"))
+    },
+}
+
+
+def _dit_entries(config: DiTConfig) -> list[_Entry]:
+    heads = config.heads
+    patch = _Layout(
+        lambda x: _CONV_3D.ours(x).reshape(-1, x.shape[0]),
+        lambda x: _CONV_3D.theirs(x.reshape(*config.patch, -1, x.shape[-1])),
+    )
+    # Rotary pairs are neighbouring channels of a head in Wan and its two halves here.
+    apart = _Layout(
+        lambda x: x.reshape(*x.shape[:-1], heads, -1, 2).swapaxes(-1, -2).reshape(x.shape),
+        lambda x: x.reshape(*x.shape[:-1], heads, 2, -1).swapaxes(-1, -2).reshape(x.shape),
+    )
+    apart_linear = _Layout(lambda x: apart.ours(x.T), lambda x: apart.theirs(x).T)
+    entries = []
+    for path, shape in _shapes(init_dit, config).items():
+        module, leaf = path.rsplit("/", 1) if "/" in path else ("", path)
+        rotary = path.startswith(("blocks/self_attention/query", "blocks/self_attention/key"))
+        if path in _DIT_PARAMETERS:
+            name = _DIT_PARAMETERS[path]
+            table = path.endswith("modulation")
+            layout = _TABLE if table else apart if rotary else _SAME
+        elif leaf == "kernel":
+            name = f"{_DIT_NAMES[module]}.weight"
+            layout = patch if module == "patch_in" else apart_linear if rotary else _LINEAR
+        else:
+            name, layout = f"{_DIT_NAMES[module]}.bias", apart if rotary else _SAME
+        entries.append(_Entry(path, name, layout, shape))
+    return entries
+
+
+_TEXT_NAMES = {
+    "embedding": "shared.weight",
+    "norm/scale": "encoder.final_layer_norm.weight",
+    "blocks/attention_norm/scale": "encoder.block.{}.layer.0.layer_norm.weight",
+    "blocks/query/kernel": "encoder.block.{}.layer.0.SelfAttention.q.weight",
+    "blocks/key/kernel": "encoder.block.{}.layer.0.SelfAttention.k.weight",
+    "blocks/value/kernel": "encoder.block.{}.layer.0.SelfAttention.v.weight",
+    "blocks/out/kernel": "encoder.block.{}.layer.0.SelfAttention.o.weight",
+    "blocks/position_bias": (
+        "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+    ),
+    "blocks/mlp_norm/scale": "encoder.block.{}.layer.1.layer_norm.weight",
+    "blocks/gate/kernel": "encoder.block.{}.layer.1.DenseReluDense.wi_0.weight",
+    "blocks/up/kernel": "encoder.block.{}.layer.1.DenseReluDense.wi_1.weight",
+    "blocks/down/kernel": "encoder.block.{}.layer.1.DenseReluDense.wo.weight",
+}
+
+
+def _text_entries(config: TextConfig) -> list[_Entry]:
+    def init(config: TextConfig, key: jax.Array) -> Any:
+        return TextEncoder(config).init(key, np.ones((1, 1), np.int32))["params"]
+
+    return [
+        _Entry(path, _TEXT_NAMES[path], _LINEAR if path.endswith("kernel") else _SAME, shape)
+        for path, shape in _shapes(init, config).items()
+    ]

@@ -1,0 +1,106 @@
+"""Convolutions of video against XLA's 3-D convolution, and causal streams against whole clips."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.models.conv import Past, conv_time_taps, conv_video
+from sora_jax.models.conv_cpu import conv_frame_by_frame
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def reference(x, kernel, stride=(1, 1), padding=((1, 1), (1, 1))):
+    """One 3-D convolution, unpadded in time."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride[0], stride[1], stride[1]),
+        ((0, 0), *padding),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+# Batch, frames out, height, width, channels in and out.
+SIZES = [(2, 4, 5, 7, 3, 4), (1, 1, 1, 1, 2, 2), (1, 2, 8, 3, 5, 1), (3, 3, 2, 2, 1, 6)]
+
+
+@pytest.mark.parametrize("form", [conv_frame_by_frame, conv_time_taps])
+@pytest.mark.parametrize("b, t, h, w, c, d", SIZES)
+def test_value_and_both_gradients_are_those_of_a_3d_convolution(form, b, t, h, w, c, d):
+    x, kernel = draw(b, t + 2, h, w, c), draw(3, 3, 3, c, d, seed=1)
+    cotangent = draw(b, t, h, w, d, seed=2)
+
+    def value_and_gradients(form):
+        def run(x, kernel):
+            y, pullback = jax.vjp(form, x, kernel)
+            return y, *pullback(cotangent)
+
+        return jax.jit(run)(x, kernel)
+
+    for result, expected in zip(value_and_gradients(form), value_and_gradients(reference)):
+        np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_gradients_keep_the_dtypes_of_their_values():
+    x, kernel = draw(1, 4, 3, 3, 2), draw(3, 3, 3, 2, 2, seed=1)
+    half = [jnp.asarray(a, jnp.bfloat16) for a in (x, kernel)]
+    loss = jax.jit(jax.grad(lambda x, k: jnp.sum(conv_frame_by_frame(x, k) ** 2), (0, 1)))
+    for result, expected in zip(loss(*half), loss(x, kernel)):
+        assert result.dtype == jnp.bfloat16
+        error = np.abs(result.astype(np.float32) - expected).max()
+        assert error < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, padding",
+    [
+        ((3, 3, 3), (1, 1), ((1, 1), (1, 1))),
+        ((3, 1, 1), (2, 1), ((0, 0), (0, 0))),
+        ((1, 3, 3), (1, 2), ((0, 1), (0, 1))),
+        ((1, 1, 1), (1, 1), ((0, 0), (0, 0))),
+    ],
+)
+def test_conv_video_is_a_3d_convolution(kernel, stride, padding):
+    x, weights = draw(2, 7, 6, 8, 3), draw(*kernel, 3, 4, seed=1)
+    # "SAME" is what the even paddings are called; the corner of a strided one has no name.
+    named = padding if stride[1] == 2 else "SAME"
+    y = jax.jit(lambda x, k: conv_video(x, k, stride=stride, padding=named))(x, weights)
+    expected = reference(x, weights, stride, padding)
+    assert y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_loop_over_frames_is_for_cpus_only():
+    traced = jax.jit(conv_video).trace(draw(1, 6, 4, 4, 2), draw(3, 3, 3, 2, 2))
+    assert "while" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "while" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_a_stream_of_chunks_equals_the_whole_clip():
+    x, kernel = draw(2, 9, 3, 5, 2), draw(3, 3, 3, 2, 2, seed=1)
+
+    def run(x, carry=None):
+        past = Past(carry)
+        y = conv_time_taps(past.extend(x, 2), kernel)
+        y = conv_time_taps(past.extend(jnp.tanh(y), 2), kernel)
+        return y, past.kept
+
+    whole, _ = run(x)
+    carry, chunks = None, []
+    for start, stop in ((0, 1), (1, 2), (2, 6), (6, 9)):
+        y, carry = run(x[:, start:stop], carry)
+        assert [kept.shape[1] for kept in carry] == [2, 2]
+        chunks.append(y)
+    np.testing.assert_allclose(np.concatenate(chunks, axis=1), whole, atol=1e-5)
+
+
+def test_a_clip_begins_after_zeros():
+    x = draw(1, 3, 2, 2, 1)
+    extended = Past().extend(x, 2)
+    np.testing.assert_array_equal(extended[:, :2], 0)
+    np.testing.assert_array_equal(extended[:, 2:], x)

@@ -1,0 +1,77 @@
+"""The shared parts against NumPy in float64: norms, sinusoids, patches, dense layers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.models.layers import dense, layer_norm, patchify, rms_norm, sinusoids, unpatchify
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_layer_norm(scale):
+    x = scale * (draw(2, 3, 16) + 2)
+    wide = x.astype(np.float64)
+    deviation = np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
+    expected = (wide - wide.mean(-1, keepdims=True)) / deviation
+    np.testing.assert_allclose(layer_norm(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_rms_norm(scale):
+    x, gain = scale * draw(2, 3, 16), draw(16, seed=1)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * gain
+    np.testing.assert_allclose(rms_norm(x, gain), expected, atol=1e-5)
+
+
+def test_norms_compute_in_float32():
+    x = jnp.asarray(draw(4, 64) + 30, jnp.bfloat16)
+    for norm in (layer_norm, lambda x: rms_norm(x, jnp.ones(64))):
+        assert norm(x).dtype == jnp.float32
+        np.testing.assert_array_equal(norm(x), norm(x.astype(jnp.float32)))
+
+
+def test_sinusoids_are_cosines_then_sines_of_a_thousand_levels():
+    t = np.array([[0.0, 0.25], [0.7, 1.0]], np.float32)
+    rates = 10_000.0 ** (-np.arange(8) / 8)
+    angles = 1000 * t.astype(np.float64)[..., None] * rates
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+    # Angles near 1000 are only known to 1e-4 in float32.
+    np.testing.assert_allclose(sinusoids(t, 16), expected, atol=3e-4)
+
+
+@pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 1, 3)])
+def test_unpatchify_inverts_patchify(patch):
+    x = draw(2, 4, 6, 12, 5)
+    patches = patchify(x, patch)
+    grid = tuple(size // step for size, step in zip((4, 6, 12), patch))
+    assert patches.shape == (2, *grid, 5 * np.prod(patch))
+    np.testing.assert_array_equal(unpatchify(patches, patch), x)
+
+
+def test_a_patch_is_a_block_of_neighbours():
+    x = draw(1, 4, 6, 6, 5)
+    patches = patchify(x, (2, 3, 2))
+    np.testing.assert_array_equal(patches[0, 1, 0, 2], x[0, 2:4, 0:3, 4:6].reshape(-1))
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_dense_names_its_axes_and_can_start_silent(zeros):
+    layer = dense(6, ("embed", "mlp"), name="layer", dtype=jnp.float32, zeros=zeros)
+    boxed = layer.init(jax.random.key(0), jnp.ones((2, 4)))
+    assert nn.get_partition_spec(boxed)["params"]["kernel"] == jax.P("embed", "mlp")
+    assert nn.get_partition_spec(boxed)["params"]["bias"] == jax.P("mlp")
+    assert bool(jnp.any(layer.apply(boxed, jnp.ones((2, 4))))) is not zeros
+
+
+def test_dense_keeps_float32_parameters_and_computes_in_its_dtype():
+    layer = dense(6, (None, None), name="layer", dtype=jnp.bfloat16, bias=False)
+    params = nn.unbox(layer.init(jax.random.key(0), jnp.ones((2, 4))))["params"]
+    assert {name: x.dtype for name, x in params.items()} == {"kernel": jnp.float32}
+    assert layer.apply({"params": params}, jnp.ones((2, 4))).dtype == jnp.bfloat16

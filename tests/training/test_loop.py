@@ -1,0 +1,155 @@
+"""The loop: resuming is bit-exact, bad steps are skipped, a signal saves, divergence stops."""
+
+import logging
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from sora_jax.buckets import Bucket
+from sora_jax.data.loader import make_loader
+from sora_jax.data.worlds.shapes import Shapes
+from sora_jax.sharding import make_mesh
+from sora_jax.training.loop import MAX_BAD_STEPS, DivergedError, LoopConfig, train
+from sora_jax.training.state import make_optimizer
+
+BUCKETS = [Bucket(1, 16, 16), Bucket(5, 16, 16)]
+
+
+class MeanColour:
+    """A small real task: predict a clip's mean colour from its first pixel, with noise."""
+
+    frozen = None
+
+    def __init__(self, poison=frozenset(), on_step=None):
+        self.poison = jnp.array(sorted(poison) or [-1])
+        self.on_step = on_step
+        self.saved = []
+
+    def init(self, key):
+        kernel = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", None))
+        return {"layer": {"kernel": kernel(key, (8, 3))}}
+
+    def loss(self, params, frozen, batch, key):
+        frames = batch["frames"].astype(jnp.float32) / 255
+        x = jnp.tile(frames[:, 0, 0, 0], (1, 3))[:, :8]
+        x = x + 0.1 * jax.random.normal(key, x.shape)
+        error = x @ params["layer"]["kernel"] - jnp.mean(frames, axis=(1, 2, 3))
+        if self.on_step is not None:
+            jax.debug.callback(self.on_step)
+        # The pixel is the batch's own, so the same batches are poisoned in every run.
+        bad = jnp.any(jnp.sum(batch["frames"].astype(jnp.int32)) % 7 == self.poison)
+        return jnp.where(bad, jnp.nan, jnp.mean(error**2)), {}
+
+    def evaluate(self, params, frozen, batch, key):
+        return {"loss": self.loss(params, frozen, batch, key)[0]}
+
+    def flops(self, batch):
+        return 1.0
+
+    def save(self, folder, params, scores):
+        self.saved.append(scores)
+
+
+def run(workdir, steps, task=None, checkpoint_every=4, stop_at=None, total=None):
+    """Trains to `steps` of a run whose schedule is `total` long."""
+    task = task or MeanColour()
+    loader = make_loader(Shapes(64, BUCKETS), BUCKETS, batch_size=lambda bucket: 8, seed=3)
+    tx = make_optimizer(
+        learning_rate=0.1,
+        steps=total or 12,
+        warmup_steps=2,
+        decay_share=0.3,
+        weight_decay=0.01,
+        b2=0.9,
+        clip=1.0,
+    )
+    config = LoopConfig(
+        steps=steps,
+        seed=5,
+        ema_decay=0.9,
+        log_every=2,
+        evaluate_every=100,
+        checkpoint_every=checkpoint_every,
+        save_every=100,
+    )
+    state = train(task, tx, loader, [], config, workdir, make_mesh({"fsdp": -1}))
+    loader.close()
+    return jax.device_get(state)
+
+
+def equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
+    whole = run(tmp_path / "whole", 12)
+    run(tmp_path / "parts", 5, checkpoint_every=5)
+    resumed = run(tmp_path / "parts", 12)
+    assert int(resumed.step) == 12
+    assert equal(whole, resumed)
+
+
+def test_a_different_order_of_data_would_be_noticed(tmp_path):
+    # The test above can only see the data if the result depends on which batches came.
+    first = run(tmp_path / "a", 12)
+    poisoned = run(tmp_path / "b", 12, MeanColour(poison={1}))
+    assert 0 < int(poisoned.skipped) < 12
+    assert not equal(first.params, poisoned.params)
+
+
+def test_a_step_without_finite_loss_changes_only_the_counters(tmp_path):
+    state = run(tmp_path, 3, MeanColour(poison=range(7)))
+    fresh = run(tmp_path / "fresh", 0)
+    assert equal(state.params, fresh.params) and equal(state.opt_state, fresh.opt_state)
+    assert int(state.step) == 3 and int(state.skipped) == 3 and int(state.bad_steps) == 3
+
+
+def test_many_bad_steps_in_a_row_stop_the_run(tmp_path):
+    with pytest.raises(DivergedError, match="learning rate"):
+        run(tmp_path, 3 * MAX_BAD_STEPS, MeanColour(poison=range(7)))
+
+
+def test_sigterm_saves_and_ends(tmp_path):
+    count = 0
+
+    def after_some_steps():
+        nonlocal count
+        count += 1
+        if count == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        state = run(tmp_path, 10_000, MeanColour(on_step=after_some_steps), total=12)
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    stopped = int(state.step)
+    assert stopped < 10_000
+    resumed = run(tmp_path, stopped)
+    assert int(resumed.step) == stopped and equal(state.params, resumed.params)
+
+
+def test_a_checkpoint_of_another_configuration_is_named(tmp_path):
+    run(tmp_path, 4)
+
+    class Wider(MeanColour):
+        def init(self, key):
+            kernel = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", None))
+            return {"layer": {"kernel": kernel(key, (16, 3))}}
+
+    with pytest.raises(ValueError, match=r"another configuration.*layer/kernel.*\(8, 3\)"):
+        run(tmp_path, 8, Wider())
+
+
+def test_progress_is_logged_with_rates(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="sora_jax"):
+        run(tmp_path, 6)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("step 6/6" in line and "clips_per_second" in line for line in lines)
+    assert list((tmp_path / "events").glob("events.out.tfevents.*"))
