@@ -20,7 +20,7 @@ def get_config():
     config.data.clips = 1_000_000
     config.data.fps = 8.0
     config.data.buckets = ((1, 64, 64), (9, 64, 64), (9, 64, 96))
-    config.data.bucket_weights = (0.3, 0.5, 0.2)
+    config.data.bucket_weights = (0.78, 0.18, 0.04)
     config.data.token_budget = 4 * 3 * 8 * 8
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.0
@@ -36,9 +36,9 @@ def get_config():
     config.vae.latent_channels = 8
     config.vae.patch = 2
 
-    config.loss = ConfigDict({"kl": 2e-4, "gradient": 1.0})
+    config.loss = ConfigDict({"kl": 2e-4, "gradient": 0.5})
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-4
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.decay_share = 0.3
     config.optimizer.weight_decay = 0.0
@@ -46,7 +46,7 @@ def get_config():
     config.optimizer.clip = 1.0
 
     config.loop = ConfigDict()
-    config.loop.steps = 3000
+    config.loop.steps = 5000
     config.loop.ema_decay = 0.995
     config.loop.log_every = 20
     config.loop.evaluate_every = 250

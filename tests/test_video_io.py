@@ -16,7 +16,7 @@ from sora_jax import video_io, video_reader
 CONTAINERS = {
     "mp4 with open groups and B-frames": ("mp4", "libx264", "bframes=3:keyint=25:open-gop=1"),
     "mp4 without B-frames": ("mp4", "libx264", "bframes=0:keyint=12"),
-    "mp4 refreshed bit by bit": ("mp4", "libx264", "bframes=0:keyint=20:intra-refresh=1"),
+    "mp4 refreshed bit by bit": ("mp4", "libx264", "bframes=0:keyint=8:intra-refresh=1:ref=4"),
     "matroska": ("matroska", "libx264", "bframes=2:keyint=25"),
     "webm": ("webm", "libvpx", ""),
     "transport stream": ("mpegts", "libx264", "bframes=3:keyint=25"),
@@ -39,7 +39,7 @@ def test_any_start_gives_exactly_the_frames_of_that_time(name):
     info = video_io.probe(source)
     assert (info.frames, info.height, info.width, info.is_image) == (80, HEIGHT, WIDTH, False)
     assert info.fps == pytest.approx(25) and info.duration == pytest.approx(3.2)
-    for start in (1, 24, 26, 35, 45, 47, 49, 51, 77):
+    for start in (1, 20, 24, 26, 49, 51, 68, 77):
         clip = video_io.decode(source, start=start / 25, frames=3)
         assert numbers(clip) == [start, start + 1, start + 2], start
         assert np.array_equal(clip, whole[start : start + 3]), start

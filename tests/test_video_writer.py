@@ -47,12 +47,8 @@ def test_mp4_is_what_browsers_play(tmp_path):
         frame = next(container.decode(video=0))
         context = container.streams.video[0].codec_context
     assert (context.name, frame.format.name) == ("h264", "yuv420p")
-    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (
-        1,
-        1,
-        1,
-        1,
-    )
+    bt709_limited = [frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range]
+    assert bt709_limited == [1, 1, 1, 1]
     for color in COLORS:
         video_io.write(path, flat(color, 1))
         assert difference(video_io.decode(path), color) <= 3

@@ -8,6 +8,9 @@ from flax import linen as nn
 
 from sora_jax.models.conv_cpu import conv_frame_by_frame
 
+# Pixels from which a clip's frames are convolved one at a time on CPU; smaller ones fit the cache.
+LARGE_FRAME = 64 * 64
+
 
 class Past:
     """The frames that a causal network still needs of what came before, in the order it asks.
@@ -37,6 +40,15 @@ class Past:
         self.kept.append(x[:, -count:])
         return x
 
+    def extend_or_cut(self, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x and kernel whose product without padding in time is the causal convolution.
+
+        A lone first frame sees nothing but itself: the last tap alone gives the same, without
+        multiplying the zeros before it.
+        """
+        y = self.extend(x, kernel.shape[0] - 1)
+        return (x, kernel[-1:]) if self.first and x.shape[1] == 1 else (y, kernel)
+
 
 def conv_video(
     x: jax.Array,
@@ -53,7 +65,8 @@ def conv_video(
       stride: of time, and of height and width.
       padding: of height and width.
     """
-    if kernel.shape[:3] == (3, 3, 3) and stride == (1, 1) and padding == "SAME":
+    cubic = kernel.shape[:3] == (3, 3, 3) and stride == (1, 1) and padding == "SAME"
+    if cubic and x.shape[2] * x.shape[3] >= LARGE_FRAME:
         # Chosen when lowering, so that compiling for a TPU on a CPU-only machine takes its form.
         return jax.lax.platform_dependent(
             x, kernel, cpu=conv_frame_by_frame, default=conv_time_taps
@@ -90,7 +103,7 @@ def conv_image(
 
 
 class Conv(nn.Module):
-    """A convolution of video with a bias; no padding in time, which is the caller's.
+    """A convolution of video with a bias, causal in time if it is given the past.
 
     Attributes:
       features: output channels.
@@ -107,8 +120,8 @@ class Conv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, H, W, C] -> [B, T', H', W', features]."""
+    def __call__(self, x: jax.Array, past: Past | None = None) -> jax.Array:
+        """[B, T, H, W, C] -> [B, T', H', W', features], without padding in time if past is None."""
         fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         names = (None, None, None, "conv_in", "conv_out")
         kernel = self.param(
@@ -118,10 +131,8 @@ class Conv(nn.Module):
         )
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
         bias = self.param("bias", zeros, (self.features,))
-        y = conv_video(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            padding=self.padding,
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if past is not None:
+            x, kernel = past.extend_or_cut(x, kernel)
+        y = conv_video(x, kernel, stride=self.stride, padding=self.padding)
         return y + bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)

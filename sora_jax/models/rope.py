@@ -13,7 +13,7 @@ def split_channels(head_width: int) -> tuple[int, int, int]:
 def rope_angles(
     positions: tuple[jax.Array, jax.Array, jax.Array], head_width: int, theta: float = 10_000.0
 ) -> jax.Array:
-    """Angles of every token of a grid, float32 [T, H, W, head_width / 2], of positions [T], [H], [W].
+    """Angles of a grid of tokens, float32 [T, H, W, head_width / 2], of positions [T], [H], [W].
 
     Channel pair i of an axis with c channels turns by position * theta^(-2i / c) (arXiv
     2104.09864). Positions may be fractional or repeat, so that grids can be stretched or closed.

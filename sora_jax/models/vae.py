@@ -113,10 +113,10 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, past: Past) -> jax.Array:
-        y = past.extend(nn.silu(Norm(name="norm_1")(x)), 2)
-        y = Conv(self.features, (3, 3, 3), dtype=self.dtype, name="conv_1")(y)
-        y = past.extend(nn.silu(Norm(name="norm_2")(y)), 2)
-        y = Conv(self.features, (3, 3, 3), dtype=self.dtype, name="conv_2")(y)
+        y = nn.silu(Norm(name="norm_1")(x))
+        y = Conv(self.features, (3, 3, 3), dtype=self.dtype, name="conv_1")(y, past)
+        y = nn.silu(Norm(name="norm_2")(y))
+        y = Conv(self.features, (3, 3, 3), dtype=self.dtype, name="conv_2")(y, past)
         if x.shape[-1] != self.features:
             x = Conv(self.features, dtype=self.dtype, name="shortcut")(x)
         return x + y
@@ -207,15 +207,15 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array, past: Past) -> jax.Array:
         cfg, dtype = self.config, self.dtype
         widths = [cfg.encoder_width * m for m in cfg.multipliers]
-        x = Conv(widths[0], (3, 3, 3), dtype=dtype, name="conv_in")(past.extend(x, 2))
+        x = Conv(widths[0], (3, 3, 3), dtype=dtype, name="conv_in")(x, past)
         for level, width in enumerate(widths):
             for i in range(cfg.blocks):
                 x = ResidualBlock(width, dtype, name=f"level_{level}_block_{i}")(x, past)
             if level < len(cfg.temporal):
                 x = Downsample(cfg.temporal[level], dtype, name=f"level_{level}_down")(x, past)
         x = Middle(dtype, name="middle")(x, past)
-        x = past.extend(nn.silu(Norm(name="norm_out")(x)), 2)
-        x = Conv(2 * cfg.latent_channels, (3, 3, 3), dtype=dtype, name="conv_out")(x)
+        x = nn.silu(Norm(name="norm_out")(x))
+        x = Conv(2 * cfg.latent_channels, (3, 3, 3), dtype=dtype, name="conv_out")(x, past)
         return Conv(2 * cfg.latent_channels, dtype=dtype, name="quantize")(x)
 
 
@@ -230,7 +230,7 @@ class Decoder(nn.Module):
         cfg, dtype = self.config, self.dtype
         widths = [cfg.decoder_width * m for m in reversed(cfg.multipliers)]
         x = Conv(cfg.latent_channels, dtype=dtype, name="dequantize")(z)
-        x = Conv(widths[0], (3, 3, 3), dtype=dtype, name="conv_in")(past.extend(x, 2))
+        x = Conv(widths[0], (3, 3, 3), dtype=dtype, name="conv_in")(x, past)
         x = Middle(dtype, name="middle")(x, past)
         for level, width in enumerate(widths):
             for i in range(cfg.blocks + 1):
@@ -238,8 +238,8 @@ class Decoder(nn.Module):
             if level < len(cfg.temporal):
                 temporal = cfg.temporal[::-1][level]
                 x = Upsample(temporal, dtype, name=f"level_{level}_up")(x, past)
-        x = past.extend(nn.silu(Norm(name="norm_out")(x)), 2)
-        return Conv(3 * cfg.patch**2, (3, 3, 3), dtype=dtype, name="conv_out")(x)
+        x = nn.silu(Norm(name="norm_out")(x))
+        return Conv(3 * cfg.patch**2, (3, 3, 3), dtype=dtype, name="conv_out")(x, past)
 
 
 class VAE(nn.Module):

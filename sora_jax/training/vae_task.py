@@ -53,10 +53,11 @@ class VAETask:
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         x, y, mean, logvar = self._reconstruct(params, batch["frames"], key)
-        l1 = jnp.mean(jnp.abs(x - y))
+        l1, l2 = jnp.mean(jnp.abs(x - y)), jnp.mean(jnp.square(x - y))
         gradient = gradient_loss(x, y)
         kl = kl_loss(mean, logvar)
-        loss = l1 + self.gradient_weight * gradient + self.kl_weight * kl
+        # L1 alone is content to leave out what is small and rare; the square is not.
+        loss = l1 + l2 + self.gradient_weight * gradient + self.kl_weight * kl
         mse = jnp.mean(jnp.square(x - jnp.clip(y, -1.0, 1.0)))
         return loss, {
             "l1": l1,

@@ -107,7 +107,7 @@ def load_part(folder: pathlib.Path | str, name: str, shapes: Any) -> Any:
     wanted = traverse_util.flatten_dict(shapes, sep="/")
     try:
         with safe_open(file, framework="numpy") as tensors:
-            names = list(tensors.keys())  # noqa: SIM118 (no dict: it cannot be iterated)
+            names = list(tensors.keys())
             found = {key: tuple(tensors.get_slice(key).get_shape()) for key in names}
             for key in sorted(set(wanted) | set(found)):
                 if key not in found:
