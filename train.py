@@ -18,7 +18,7 @@ import sora_jax
 from sora_jax.sharding import make_mesh
 from sora_jax.training import setup
 from sora_jax.training.loop import DivergedError, train
-from sora_jax.training.state import make_optimizer
+from sora_jax.training.optimizer import make_optimizer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the model.")

@@ -33,7 +33,7 @@ def get_config():
         (33, 64, 96),
     )
     config.data.bucket_weights = (0.1, 0.05, 0.05, 0.3, 0.2, 0.2, 0.1)
-    config.data.token_budget = 64 * 120
+    config.data.token_budget = 32 * 120
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.1
     config.data.workers = 0
@@ -51,7 +51,7 @@ def get_config():
 
     config.dit = ConfigDict()
     config.dit.width = 256
-    config.dit.layers = 8
+    config.dit.layers = 6
     config.dit.heads = 8
     config.dit.mlp_width = 768
     config.dit.patch = (1, 2, 2)
@@ -63,6 +63,7 @@ def get_config():
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.muon_learning_rate = 0.01
     config.optimizer.warmup_steps = 200
     config.optimizer.decay_share = 0.3
     config.optimizer.weight_decay = 0.01

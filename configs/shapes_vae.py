@@ -21,7 +21,7 @@ def get_config():
     config.data.fps = 8.0
     config.data.buckets = ((1, 64, 64), (9, 64, 64), (9, 64, 96))
     config.data.bucket_weights = (0.78, 0.18, 0.04)
-    config.data.token_budget = 4 * 3 * 8 * 8
+    config.data.token_budget = 8 * 8 * 8
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.0
     config.data.workers = 0
@@ -39,14 +39,15 @@ def get_config():
     config.loss = ConfigDict({"kl": 2e-4, "gradient": 0.5})
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.muon_learning_rate = 0.01
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_share = 0.3
+    config.optimizer.decay_share = 0.4
     config.optimizer.weight_decay = 0.0
     config.optimizer.b2 = 0.99
     config.optimizer.clip = 1.0
 
     config.loop = ConfigDict()
-    config.loop.steps = 5000
+    config.loop.steps = 2500
     config.loop.ema_decay = 0.995
     config.loop.log_every = 20
     config.loop.evaluate_every = 250

@@ -105,6 +105,8 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def one(path: Any, leaf: Any) -> NamedSharding:
+        if isinstance(leaf, nn.LogicallyPartitioned) and not hasattr(leaf.value, "shape"):
+            return leaf.value  # a parameter that this part of an optimizer leaves to another
         names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
         parts = spec(names)
         shape = leaf.value.shape if names else leaf.shape

@@ -57,50 +57,6 @@ class TrainState(struct.PyTreeNode):
     skipped: jax.Array
 
 
-def make_optimizer(
-    *,
-    learning_rate: float,
-    steps: int,
-    warmup_steps: int,
-    decay_share: float,
-    weight_decay: float,
-    b2: float,
-    clip: float,
-) -> optax.GradientTransformation:
-    """AdamW on matrices and kernels, with warm-up, a plateau and a linear decay to zero.
-
-    Args:
-      learning_rate: of the plateau.
-      steps: length of the run.
-      warmup_steps: linear rise at its beginning.
-      decay_share: share of the run over which the rate falls to zero at its end (arXiv
-        2405.18392).
-      weight_decay: decoupled, on parameters of two and more dimensions.
-      b2: second-moment decay.
-      clip: largest global norm of the gradient.
-    """
-    decay_steps = max(1, int(steps * decay_share))
-    schedule = optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, learning_rate, max(1, warmup_steps)),
-            optax.constant_schedule(learning_rate),
-            optax.linear_schedule(learning_rate, 0.0, decay_steps),
-        ],
-        [warmup_steps, max(warmup_steps, steps - decay_steps)],
-    )
-
-    def decayed(params: Any) -> Any:
-        # Scanned blocks carry a leading axis, so a bias has two dimensions; the name decides.
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "kernel" in jax.tree_util.keystr(path), params
-        )
-
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.adamw(schedule, b2=b2, weight_decay=weight_decay, mask=decayed),
-    )
-
-
 def make_state(
     init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, key: jax.Array, mesh: Mesh
 ) -> tuple[TrainState, Any]:

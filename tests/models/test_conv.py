@@ -25,6 +25,7 @@ def reference(x, kernel, stride=(1, 1), padding=((1, 1), (1, 1))):
     )
 
 
+LARGE = (64, 66)
 # Batch, frames out, height, width, channels in and out.
 SIZES = [(2, 4, 5, 7, 3, 4), (1, 1, 1, 1, 2, 2), (1, 2, 8, 3, 5, 1), (3, 3, 2, 2, 1, 6)]
 
@@ -57,16 +58,17 @@ def test_gradients_keep_the_dtypes_of_their_values():
 
 
 @pytest.mark.parametrize(
-    "kernel, stride, padding",
+    "kernel, stride, padding, size",
     [
-        ((3, 3, 3), (1, 1), ((1, 1), (1, 1))),
-        ((3, 1, 1), (2, 1), ((0, 0), (0, 0))),
-        ((1, 3, 3), (1, 2), ((0, 1), (0, 1))),
-        ((1, 1, 1), (1, 1), ((0, 0), (0, 0))),
+        ((3, 3, 3), (1, 1), ((1, 1), (1, 1)), (6, 8)),
+        ((3, 3, 3), (1, 1), ((1, 1), (1, 1)), LARGE),
+        ((3, 1, 1), (2, 1), ((0, 0), (0, 0)), (6, 8)),
+        ((1, 3, 3), (1, 2), ((0, 1), (0, 1)), (6, 8)),
+        ((1, 1, 1), (1, 1), ((0, 0), (0, 0)), (6, 8)),
     ],
 )
-def test_conv_video_is_a_3d_convolution(kernel, stride, padding):
-    x, weights = draw(2, 7, 6, 8, 3), draw(*kernel, 3, 4, seed=1)
+def test_conv_video_is_a_3d_convolution(kernel, stride, padding, size):
+    x, weights = draw(2, 7, *size, 3), draw(*kernel, 3, 4, seed=1)
     # "SAME" is what the even paddings are called; the corner of a strided one has no name.
     named = padding if stride[1] == 2 else "SAME"
     y = jax.jit(lambda x, k: conv_video(x, k, stride=stride, padding=named))(x, weights)
@@ -75,10 +77,14 @@ def test_conv_video_is_a_3d_convolution(kernel, stride, padding):
     np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_the_loop_over_frames_is_for_cpus_only():
-    traced = jax.jit(conv_video).trace(draw(1, 6, 4, 4, 2), draw(3, 3, 3, 2, 2))
-    assert "while" in traced.lower(lowering_platforms=("cpu",)).as_text()
-    assert "while" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+def test_the_loop_over_frames_is_for_large_frames_on_cpus():
+    def loops(size, platform):
+        traced = jax.jit(conv_video).trace(draw(1, 6, *size, 2), draw(3, 3, 3, 2, 2))
+        return "while" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert loops(LARGE, "cpu")
+    assert not loops(LARGE, "tpu")
+    assert not loops((4, 4), "cpu")
 
 
 def test_a_stream_of_chunks_equals_the_whole_clip():
@@ -86,8 +92,8 @@ def test_a_stream_of_chunks_equals_the_whole_clip():
 
     def run(x, carry=None):
         past = Past(carry)
-        y = conv_time_taps(past.extend(x, 2), kernel)
-        y = conv_time_taps(past.extend(jnp.tanh(y), 2), kernel)
+        y = conv_time_taps(*past.extend_or_cut(x, kernel))
+        y = conv_time_taps(*past.extend_or_cut(jnp.tanh(y), kernel))
         return y, past.kept
 
     whole, _ = run(x)

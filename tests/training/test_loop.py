@@ -14,10 +14,17 @@ from sora_jax.buckets import Bucket
 from sora_jax.data.loader import make_loader
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.sharding import make_mesh
+from sora_jax.training import loop
 from sora_jax.training.loop import MAX_BAD_STEPS, DivergedError, LoopConfig, train
-from sora_jax.training.state import make_optimizer
+from sora_jax.training.optimizer import make_optimizer
 
 BUCKETS = [Bucket(1, 16, 16), Bucket(5, 16, 16)]
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    """Without the seconds that measuring the machine takes at each start."""
+    monkeypatch.setattr(loop, "measure_peak", lambda: 1e9)
 
 
 class MeanColour:
@@ -61,6 +68,7 @@ def run(workdir, steps, task=None, checkpoint_every=4, stop_at=None, total=None)
     loader = make_loader(Shapes(64, BUCKETS), BUCKETS, batch_size=lambda bucket: 8, seed=3)
     tx = make_optimizer(
         learning_rate=0.1,
+        muon_learning_rate=0.0,
         steps=total or 12,
         warmup_steps=2,
         decay_share=0.3,
