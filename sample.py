@@ -7,14 +7,13 @@ python sample.py --prompt="a red circle moves right" --image=first.png --output=
 
 import os
 import pathlib
-import sys
 import time
 
 import jax
-from absl import app, flags
+from absl import flags
 
 import sora_jax
-from sora_jax import video_io
+from sora_jax import command, video_io
 
 PROMPT = flags.DEFINE_string("prompt", None, "What to show.", required=True)
 OUTPUT = flags.DEFINE_string("output", "video.mp4", "File to write: .mp4, .gif, .webp or .png.")
@@ -22,7 +21,9 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder; the shipped 
 SIZE = flags.DEFINE_string("size", None, "WIDTHxHEIGHT in pixels.")
 FRAMES = flags.DEFINE_integer("frames", None, "Number of frames, 1 + 4k.")
 SECONDS = flags.DEFINE_float("seconds", None, "Duration, instead of --frames.")
-FPS = flags.DEFINE_float("fps", None, "Frame rate of the file; the model's if left out.")
+FPS = flags.DEFINE_float(
+    "fps", None, "Frame rate of the file; the model's if left out.", 0.01, 1000.0
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise: the same seed makes the same video.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "How strongly the prompt is followed.")
@@ -66,6 +67,8 @@ def run():
     size = parse_size(SIZE.value, model.settings.size)
     frames = parse_frames(model)
     model.latent_shape(size, frames)
+    # Before the work: a file that cannot be written is known now.
+    writer = video_io.VideoWriter(OUTPUT.value, FPS.value or model.fps, size[1], size[0])
     image = None
     if IMAGE.value:
         info = video_io.probe(IMAGE.value)
@@ -84,21 +87,22 @@ def run():
         guidance=GUIDANCE.value,
         image=image,
     )
-    sora_jax.save(clip if frames > 1 else clip[0], OUTPUT.value, fps=FPS.value or model.fps)
+    with writer:
+        writer.write(clip)
     seconds = time.perf_counter() - start
     print(f"{OUTPUT.value}: {frames} frames of {size[0]}x{size[1]}, made in {seconds:.1f} s")
 
 
 def main(argv):
     if len(argv) > 1:
-        sys.exit(f"error: {argv[1]!r} belongs to no flag")
+        command.fail(f"{argv[1]!r} belongs to no flag")
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
     jax.config.update("jax_compilation_cache_dir", str(cache / "sora_jax"))
     try:
         run()
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        command.fail(error)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

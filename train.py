@@ -8,13 +8,13 @@ Starts, or resumes from the newest checkpoint in the work folder.
 import functools
 import logging
 import os
-import sys
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 import sora_jax
+from sora_jax import command
 from sora_jax.sharding import make_mesh
 from sora_jax.training import setup
 from sora_jax.training.loop import DivergedError, train
@@ -50,7 +50,8 @@ def run(config, workdir):
 
 
 def main(argv):
-    del argv
+    if len(argv) > 1:
+        command.fail(f"{argv[1]!r} belongs to no flag")
     logger = logging.getLogger("sora_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -59,9 +60,9 @@ def main(argv):
     logger.addHandler(handler)
     try:
         run(CONFIG.value, WORKDIR.value)
-    except (ValueError, FileNotFoundError, DivergedError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, DivergedError) as error:
+        command.fail(error)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

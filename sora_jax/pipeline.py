@@ -168,16 +168,22 @@ class Model:
             raise ValueError(
                 f"{steps} steps make nothing; use at least 1, such as {defaults.steps}"
             )
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed} is out of range; use 0 to {2**32 - 1}")
         if not 0 <= guidance < 1000:
             raise ValueError(f"guidance {guidance} is out of range; use 1 to 20")
         shape = self.latent_shape(size, defaults.frames if frames is None else frames)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("there is no prompt in the list; give at least one, '' for any video")
         tokens = np.stack([self._tokens(text) for text in prompts])
         empty = self.tokenizer.encode("", defaults.text_length)[None]
 
         held = np.zeros((len(prompts), shape[0]), bool)
         known = jnp.zeros((len(prompts), *shape))
         if image is not None:
+            if image.dtype != np.uint8:
+                raise ValueError(f"the image is {image.dtype}; give uint8 pixels, 0 to 255")
             if image.shape != (size[1], size[0], 3):
                 raise ValueError(
                     f"the image has shape {image.shape}, and the video is {size[0]}x{size[1]}: "

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags, logging
+from absl import flags, logging
 
-from sora_jax import video_io
+from sora_jax import command, video_io
 from sora_jax.buckets import Bucket
 from sora_jax.data.captions import SUFFIXES, Report, find_clips
 from sora_jax.data.decodable import Decodable, check_clips
@@ -284,4 +284,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()  # not on import: other commands have flags of the same names
-    app.run(main)
+    command.run(main)

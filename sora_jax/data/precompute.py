@@ -23,10 +23,11 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
+from sora_jax import command
 from sora_jax.buckets import Bucket, assign_all
 from sora_jax.data.folder import ClipDataset
 from sora_jax.data.latents import Record, check_output, vae_identity, write_latents
@@ -338,4 +339,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()  # not on import: other commands have flags of the same names
-    app.run(main)
+    command.run(main)

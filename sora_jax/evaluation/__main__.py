@@ -2,11 +2,11 @@
 
 import logging
 import pathlib
-import sys
 
-from absl import app, flags
+from absl import flags
 
 import sora_jax
+from sora_jax import command
 from sora_jax.evaluation.worlds import ATTRIBUTES, score_shapes
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder; the shipped one if left out.")
@@ -37,14 +37,14 @@ SUITES = {"shapes": shapes}
 
 def main(argv):
     if len(argv) != 2 or argv[1] not in SUITES:
-        sys.exit(f"error: say what to score, one of {sorted(SUITES)}, not {argv[1:]}")
+        command.fail(f"say what to score, one of {sorted(SUITES)}, not {argv[1:]}")
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("sora_jax").setLevel(logging.INFO)
     try:
         SUITES[argv[1]]()
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        command.fail(error)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -57,9 +57,15 @@ class StopSignal:
 
     def __init__(self):
         self.asked = False
+        self._before = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._ask)
+                self._before[number] = signal.signal(number, self._ask)
+
+    def restore(self) -> None:
+        """Gives the signals back: in a notebook the process lives on."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
@@ -121,7 +127,6 @@ def train(
     Raises:
       DivergedError: MAX_BAD_STEPS steps in a row had no finite loss.
     """
-    stop = StopSignal()
     root = jax.random.key(config.seed)
     init_key, run_key, evaluate_key = jax.random.split(root, 3)
     with jax.set_mesh(mesh):
@@ -171,7 +176,22 @@ def train(
             finite = {k: v for k, v in metrics.items() if np.isfinite(v)}
             reporter.step(step, finite, clips=clips, flops=flops)
 
+        def score(step: int, save: bool) -> None:
+            read_late()
+            scores = evaluate(evaluate_step, state.ema, frozen, held_out, mesh, evaluate_key)
+            reporter.write(step, {"held_out": scores})
+            logger.info(
+                "step %d held out: %s",
+                step,
+                " ".join(f"{k} {v:.4f}" for k, v in scores.items() if np.ndim(v) == 0),
+            )
+            if save:
+                task.save(workdir / "model", jax.device_get(state.ema), scores)
+                if on_save is not None:
+                    on_save(workdir / "model")
+
         batches: Iterator = loader.iterator
+        stop = StopSignal()
         try:
             for step in range(start + 1, config.steps + 1):
                 host_batch = next(batches)
@@ -193,32 +213,24 @@ def train(
 
                 last = step == config.steps or stop.asked
                 began = time.perf_counter()
-                due = last or step % config.checkpoint_every == 0
-                if due:
+                if last or step % config.checkpoint_every == 0:
                     read_late()
                     checkpoints.save(state, batches)
-                if held_out and (step % config.evaluate_every == 0 or step == config.steps):
-                    read_late()
-                    scores = evaluate(
-                        evaluate_step, state.ema, frozen, held_out, mesh, evaluate_key
-                    )
-                    reporter.write(step, {"held_out": scores})
-                    logger.info(
-                        "step %d held out: %s",
-                        step,
-                        " ".join(f"{k} {v:.4f}" for k, v in scores.items() if np.ndim(v) == 0),
-                    )
-                    if step % config.save_every == 0 or step == config.steps:
-                        task.save(workdir / "model", jax.device_get(state.ema), scores)
-                        if on_save is not None:
-                            on_save(workdir / "model")
-                reporter.pause(time.perf_counter() - began)
-                if stop.asked:
-                    logger.info("asked to stop: saved step %d", step)
+                if last:
                     break
+                save = step % config.save_every == 0
+                if held_out and (save or step % config.evaluate_every == 0):
+                    score(step, save)
+                reporter.pause(time.perf_counter() - began)
             read_late()
+            if held_out and int(state.step) == config.steps:
+                # Also where nothing was left to train: the last start may have ended before this.
+                score(config.steps, save=True)
+            elif stop.asked:
+                logger.info("asked to stop: saved step %d", int(state.step))
         finally:
             checkpoints.wait()
             checkpoints.close()
             reporter.close()
+            stop.restore()
         return state

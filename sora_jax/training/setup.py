@@ -39,13 +39,17 @@ def from_settings(cls: type, settings: Any) -> Any:
     """A frozen dataclass from a mapping of its fields.
 
     Raises:
-      ValueError: a field that the class does not have.
+      ValueError: a field that the class does not have, or one that it needs is missing.
     """
     settings = {name: as_tuple(value) for name, value in dict(settings).items()}
-    names = {field.name for field in dataclasses.fields(cls)}
-    unknown = sorted(set(settings) - names)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(settings) - set(fields))
     if unknown:
-        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {sorted(names)}")
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {sorted(fields)}")
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    missing = sorted(needed - set(settings))
+    if missing:
+        raise ValueError(f"{cls.__name__} needs {missing[0]!r}; add it to the config")
     return cls(**settings)
 
 
@@ -76,8 +80,16 @@ def make_data(config: ConfigDict, *, spatial: int, temporal: int, tokenize: Any 
       config: of the run.
       spatial, temporal: pixels of a side and frames that make one token.
       tokenize: caption to tokens, or None.
+
+    Raises:
+      ValueError, OSError: there is nothing to hold out, or no clip for the buckets.
     """
     data = config.data
+    if data.held_out_batches < 1:
+        raise ValueError(
+            f"config.data.held_out_batches={data.held_out_batches}: a model is written with its "
+            "scores; use at least 1"
+        )
     buckets = [Bucket(*shape) for shape in data.buckets]
     devices = jax.device_count()
 
@@ -129,7 +141,7 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
 
 
 def make_tokenizer(config: ConfigDict) -> Tokenizer:
-    """A tokenizer trained on captions of the run's clips, or the one of the run's first start."""
+    """A tokenizer trained on captions of the run's clips: the same at each start."""
     source = make_source(config.data, [Bucket(*b) for b in config.data.buckets], held_out=False)
     count = min(len(source), config.tokenizer.captions)
     return train_tokenizer(
@@ -188,7 +200,7 @@ def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
 
 def make_loop_config(config: ConfigDict) -> LoopConfig:
     """The loop's own settings, with the run's seed."""
-    return LoopConfig(seed=config.seed, **config.loop)
+    return from_settings(LoopConfig, {"seed": config.seed, **config.loop})
 
 
 def workdir_path(path: str) -> pathlib.Path:

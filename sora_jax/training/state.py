@@ -35,8 +35,8 @@ class Task(Protocol):
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of one step on a batch, three forward passes."""
 
-    def save(self, folder: Any, params: Any) -> None:
-        """Writes a model folder, and pictures of what the model makes into it."""
+    def save(self, folder: Any, params: Any, scores: dict[str, Any]) -> None:
+        """Writes a model folder, and pictures into it; `scores` are means of `evaluate`."""
 
 
 class TrainState(struct.PyTreeNode):

@@ -62,14 +62,14 @@ class MeanColour:
         self.saved.append(scores)
 
 
-def run(workdir, steps, task=None, checkpoint_every=4, stop_at=None, total=None):
-    """Trains to `steps` of a run whose schedule is `total` long."""
+def run(workdir, steps, task=None, checkpoint_every=4, evaluate_every=0):
+    """Trains to `steps` of a run whose schedule is 12 long; scores it if `evaluate_every`."""
     task = task or MeanColour()
     loader = make_loader(Shapes(64, BUCKETS), BUCKETS, batch_size=lambda bucket: 8, seed=3)
     tx = make_optimizer(
         learning_rate=0.1,
         muon_learning_rate=0.0,
-        steps=total or 12,
+        steps=12,
         warmup_steps=2,
         decay_share=0.3,
         weight_decay=0.01,
@@ -81,12 +81,16 @@ def run(workdir, steps, task=None, checkpoint_every=4, stop_at=None, total=None)
         seed=5,
         ema_decay=0.9,
         log_every=2,
-        evaluate_every=100,
+        evaluate_every=evaluate_every or 100,
         checkpoint_every=checkpoint_every,
         save_every=100,
     )
-    state = train(task, tx, loader, [], config, workdir, make_mesh({"fsdp": -1}))
-    loader.close()
+    frames = np.zeros((8, 1, 16, 16, 3), np.uint8)
+    held_out = [{"frames": frames}] if evaluate_every else []
+    try:
+        state = train(task, tx, loader, held_out, config, workdir, make_mesh({"fsdp": -1}))
+    finally:
+        loader.close()
     return jax.device_get(state)
 
 
@@ -131,16 +135,35 @@ def test_sigterm_saves_and_ends(tmp_path):
         if count == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    try:
-        state = run(tmp_path, 10_000, MeanColour(on_step=after_some_steps), total=12)
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    state = run(tmp_path, 10_000, MeanColour(on_step=after_some_steps))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     stopped = int(state.step)
     assert stopped < 10_000
     resumed = run(tmp_path, stopped)
     assert int(resumed.step) == stopped and equal(state.params, resumed.params)
+
+
+def test_sigterm_while_scoring_loses_no_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or {})
+    state = run(tmp_path, 12, checkpoint_every=100, evaluate_every=3)
+    resumed = run(tmp_path, int(state.step))
+    assert int(resumed.step) == int(state.step) < 12
+    assert equal(state.params, resumed.params)
+
+
+def test_a_run_that_ended_before_its_model_was_written_writes_it(tmp_path):
+    class Full(MeanColour):
+        def save(self, folder, params, scores):
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        run(tmp_path, 4, Full(), evaluate_every=4)
+    task = MeanColour()
+    state = run(tmp_path, 4, task, evaluate_every=4)
+    assert int(state.step) == 4
+    (scores,) = task.saved
+    assert np.isfinite(scores["loss"])
 
 
 def test_a_checkpoint_of_another_configuration_is_named(tmp_path):

@@ -1,0 +1,61 @@
+"""Speed of the transformer: python -m benchmarks.dit forward|train [repeats]
+
+Width 384, 8 layers, 6 heads of 64, MLP 1536, 128 text tokens of 512, latents 16 x 8 x 32 x 32:
+2,048 tokens, batch 2, float32. Run the two in processes of their own to see each one's memory.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from benchmarks.timing import measure, report
+from sora_jax.models.dit import DiT, DiTConfig, flops, init_dit
+
+CONFIG = DiTConfig(width=384, layers=8, heads=6, mlp_width=1536, latent_channels=16, text_width=512)
+BATCH, SHAPE, WORDS = 2, (8, 32, 32, 16), 128
+
+
+def main(kind: str, repeats: int) -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = nn.meta.unbox(init_dit(CONFIG, keys[0]))
+    # Freshly made, several layers are zero, and the compiler must not profit.
+    params = jax.tree.map(lambda x: x + 0.01, params)
+    x = jax.random.normal(keys[1], (BATCH, *SHAPE))
+    t = jax.random.uniform(keys[2], (BATCH, SHAPE[0]))
+    text = jax.random.normal(keys[3], (BATCH, WORDS, CONFIG.text_width))
+    tokens = SHAPE[0] * SHAPE[1] * SHAPE[2] // 4
+    work = BATCH * flops(CONFIG, tokens, WORDS, SHAPE[0])
+    model = DiT(CONFIG)
+
+    if kind == "forward":
+        forward = jax.jit(lambda params: model.apply({"params": params}, x, t, text))
+        rows = {"DiT forward": (lambda: forward(params), float(work))}
+    else:
+        tx = optax.adamw(1e-4)
+
+        def loss(params):
+            return jnp.mean(jnp.square(model.apply({"params": params}, x, t, text) - x))
+
+        def step(params, opt_state):
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state, value
+
+        step = jax.jit(step, donate_argnums=(0, 1))
+        state = (params, tx.init(params))
+
+        def run():
+            nonlocal state
+            *new, value = step(*state)
+            state = tuple(new)
+            return value
+
+        rows = {"DiT forward + backward + AdamW": (run, 3.0 * work)}
+    report(measure(rows, repeats))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 7)

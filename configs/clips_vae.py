@@ -1,0 +1,32 @@
+"""A small VAE on a folder of one's own clips, in their own shapes.
+
+    python -m sora_jax.data.folder --clips=CLIPS --output=data/clips
+    python train.py --config=configs/clips_vae.py --workdir=runs/clips_vae \
+        --config.data.folder=data/clips
+
+Half an hour on two cores shows colours and coarse shapes; more steps and a wider network sharpen.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes_vae
+from sora_jax.buckets import make_buckets
+
+
+def get_config():
+    config = shapes_vae.get_config()
+    config.data.folder = "data/clips"
+    config.data.fps = 12.0
+    buckets = make_buckets(
+        area=112 * 64, aspect_ratios=(16 / 9, 4 / 3, 1.0, 9 / 16), frames=(1, 9), multiple=16
+    )
+    config.data.buckets = tuple((b.frames, b.height, b.width) for b in buckets)
+    config.data.bucket_weights = ()
+    config.data.token_budget = 4 * 14 * 8
+    config.data.held_out_batches = 12
+
+    config.vae.latent_channels = 16
+    config.optimizer.muon_learning_rate = 0.01
+    config.loss = ConfigDict({"kl": 1e-5, "gradient": 0.5})
+    config.loop.steps = 6000
+    return config
