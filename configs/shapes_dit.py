@@ -21,7 +21,7 @@ def get_config():
     config.data = ConfigDict()
     config.data.folder = ""  # the rendered world
     config.data.latents = ""
-    config.data.clips = 40_000
+    config.data.clips = 20_000
     config.data.fps = 8.0
     config.data.buckets = (
         (1, 64, 64),
@@ -58,7 +58,7 @@ def get_config():
     config.dit.time_features = 256
     config.dit.prediction = "clean"
 
-    config.noise = ConfigDict({"mean": 0.0, "std": 1.0, "shift": 2.0, "shift_tokens": 100})
+    config.noise = ConfigDict({"mean": 0.0, "std": 1.0, "shift": 3.0, "shift_tokens": 100})
     config.patterns = ConfigDict({"none": 0.8, "first_frame": 0.2})
 
     config.optimizer = ConfigDict()

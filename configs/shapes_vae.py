@@ -47,7 +47,7 @@ def get_config():
     config.optimizer.clip = 1.0
 
     config.loop = ConfigDict()
-    config.loop.steps = 2500
+    config.loop.steps = 3600
     config.loop.ema_decay = 0.995
     config.loop.log_every = 20
     config.loop.evaluate_every = 250

@@ -96,7 +96,9 @@ def score_shapes(
         scores[kind.name] = {name: float(np.mean(values)) for name, values in right.items()}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            rows = [np.concatenate(list(shown[i : i + 4]), axis=2) for i in range(0, len(shown), 4)]
+            columns = min(4, len(shown))
+            starts = range(0, len(shown) // columns * columns, columns)
+            rows = [np.concatenate(list(shown[i : i + columns]), axis=2) for i in starts]
             sheet = np.concatenate(rows, axis=1)
             write(folder / f"{kind.name}.{'png' if image else 'mp4'}", sheet, fps=model.fps)
     if folder is not None:

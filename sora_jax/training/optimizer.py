@@ -6,8 +6,8 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-# Layers between the data and the residual stream: their rows are not alike, AdamW suits them.
-_ENDS = ("patch_in", "head", "embedding", "position_bias")
+# Layers at the ends, between data or levels and the residual stream, which AdamW suits better.
+_ENDS = ("patch_in", "head", "text_in", "time_", "embedding")
 
 
 def schedule(

@@ -1,0 +1,135 @@
+"""Solvers converge to the exact flow at their order; guidance; frames that are given stay."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.diffusion.solvers import (
+    euler_step,
+    guide,
+    heun_step,
+    limit_range,
+    schedule,
+    solve,
+)
+
+SHAPE = (2, 3, 2, 2, 4)
+MEAN, DEVIATION = 0.7, 0.4
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+
+
+def posterior_mean(x, t):
+    """The best clean prediction where latents are Gaussian: E[x_0 | x_t] in closed form."""
+    t = t[..., None, None, None]
+    variance = ((1 - t) * DEVIATION) ** 2 + t**2
+    return MEAN + (1 - t) * DEVIATION**2 / variance * (x - (1 - t) * MEAN)
+
+
+def exact(noise):
+    """Where the flow of these Gaussians takes noise, float64: their marginals stay Gaussian, so
+    it only shifts and scales."""
+    return MEAN + DEVIATION * noise.astype(np.float64)
+
+
+@functools.cache
+def solver(step, steps, shift=1.0):
+    levels = schedule(steps, shift)
+    return jax.jit(lambda noise: solve(posterior_mean, noise, levels, step=step))
+
+
+def error(step, steps, noise, shift=1.0):
+    return np.abs(solver(step, steps, shift)(noise) - exact(noise)).max()
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(("step", "order"), [(euler_step, 1), (heun_step, 2)])
+def test_order_of_convergence(noise, step, order, shift):
+    coarse, fine = error(step, 16, noise, shift), error(step, 32, noise, shift)
+    assert fine < 0.1
+    assert np.log2(coarse / fine) == pytest.approx(order, abs=0.3)
+
+
+def test_one_euler_step_is_the_clean_prediction_of_noise(noise):
+    one = solver(euler_step, 1)(noise)
+    np.testing.assert_allclose(one, np.full(SHAPE, MEAN), atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.5])
+def test_the_schedule_falls_from_noise_to_clean(shift):
+    levels = np.asarray(schedule(10, shift))
+    assert levels.shape == (11,) and levels.dtype == np.float32
+    assert levels[0] == pytest.approx(1.0, abs=1e-6) and levels[-1] == 0.0
+    assert (np.diff(levels) < 0).all()
+
+
+@pytest.mark.parametrize("step", [euler_step, heun_step])
+def test_frames_at_different_levels_each_move_as_if_alone(noise, step):
+    t = np.float32([[1.0, 0.6, 0.2], [0.5, 0.5, 0.9]])
+    s = np.float32([[0.8, 0.5, 0.0], [0.1, 0.4, 0.9]])
+    together = np.asarray(step(posterior_mean, noise, t, s))
+    for b in range(2):
+        for frame in range(3):
+            at = slice(b, b + 1), slice(frame, frame + 1)
+            alone = step(posterior_mean, noise[at], t[at], s[at])
+            np.testing.assert_allclose(together[at], alone, rtol=1e-6, atol=1e-6)
+    # From a level to itself is no step.
+    np.testing.assert_array_equal(together[1, 2], noise[1, 2])
+
+
+def mixing(x, t):
+    """A network in which every frame depends on all frames and levels."""
+    return jnp.tanh(jnp.roll(x, 1, axis=1) + jnp.cumsum(x, axis=1) + t[..., None, None, None])
+
+
+@pytest.mark.parametrize("step", [euler_step, heun_step])
+def test_held_frames_stay_bit_for_bit(noise, known, step):
+    held = np.array([[True, False, True], [False, True, False]])
+    run = jax.jit(functools.partial(solve, mixing, step=step, levels=schedule(5, 1.0)))
+    result = np.asarray(run(noise, known=known, held=held))
+    np.testing.assert_array_equal(result[held], known[held])
+    assert np.isfinite(result).all()
+    assert np.abs(result - known)[~held].max() > 0.1
+
+
+def test_the_network_sees_held_frames_clean_and_at_level_zero(noise, known):
+    held = np.zeros(SHAPE[:2], bool)
+    held[:, 0] = True
+
+    def copy_first(x, t):
+        # Predicts for every frame what it sees of the first, plus that frame's level.
+        return jnp.broadcast_to(x[:, :1] + t[:, :1, None, None, None], x.shape)
+
+    result = solve(copy_first, noise, schedule(3, 1.0), known=known, held=held)
+    expected = np.broadcast_to(known[:, :1], SHAPE)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_nothing_held_is_the_plain_solution(noise, known):
+    levels = schedule(4, 1.0)
+    plain = solve(mixing, noise, levels)
+    unheld = solve(mixing, noise, levels, known=known, held=np.zeros(SHAPE[:2], bool))
+    np.testing.assert_array_equal(plain, unheld)
+
+
+def test_guidance(noise, known):
+    np.testing.assert_allclose(guide(noise, known, 1.0), noise, atol=1e-6)
+    np.testing.assert_allclose(guide(noise, known, 0.0), known, atol=1e-6)
+    # Beyond 1 it goes on in the direction from the unconditional to the conditional prediction.
+    np.testing.assert_allclose(guide(noise, known, 3.0) - noise, 2 * (noise - known), atol=1e-5)
+
+
+def test_predictions_are_kept_in_range():
+    x = np.float32([-9, -2, 0, 2, 9])
+    np.testing.assert_array_equal(limit_range(x, 3.0), np.float32([-3, -2, 0, 2, 3]))
