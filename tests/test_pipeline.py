@@ -1,0 +1,261 @@
+"""Sampling from a model folder: shapes, seeds, the given first frame, decoding, errors."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import sora_jax
+from sora_jax import pipeline
+from sora_jax.language import tokenizer
+from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.pixels import to_uint8
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAE, VAEConfig, init_vae
+from sora_jax.video_io import decode, probe
+from sora_jax.weights.model_folder import Part, save_model
+from sora_jax.weights.parts import init_text
+
+SIZE, FRAMES = (32, 16), 5
+PROMPT = "a red circle moves right"
+SETTINGS = {
+    "fps": 8.0,
+    "text_length": 8,
+    "shift": 2.0,
+    "shift_tokens": 10,
+    "latent_limit": 6.0,
+    "steps": 2,
+    "guidance": 3.0,
+    "solver": "euler",
+    "size": SIZE,
+    "frames": FRAMES,
+}
+VAE_CONFIG = VAEConfig(4, 4, (1, 2, 2), 1, (True, True), 4, patch=2)
+DIT_CONFIG = DiTConfig(32, 2, 2, 64, 4, (1, 2, 2), 16, 16)
+
+
+def draw_params(init, config):
+    """Parameters of usual magnitudes, none of them zero as an init would leave some."""
+    shapes = nn.unbox(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def draw(path, x):
+        kernel = path[-1].key == "kernel"
+        fan_in = np.prod(x.shape[:-1] if x.ndim == 5 else x.shape[-2:-1])
+        gain = float("norm" in path[-1].key or path[-1].key == "scale")
+        return np.float32(gain + (fan_in**-0.5 if kernel else 0.2) * rng.normal(size=x.shape))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder with random weights; its latents have unequal means and deviations."""
+    path = tmp_path_factory.mktemp("model")
+    words = tokenizer.train(2 * [PROMPT, "a blue square moves up"], 300)
+    text_config = TextConfig(words.vocabulary, 16, 1, 2, 8, 32)
+    statistics = {"latent_mean": [0.1, -0.2, 0.3, 0.0], "latent_std": [0.5, 1.2, 0.8, 1.0]}
+    parts = {
+        "vae": (VAE_CONFIG, init_vae, statistics),
+        "dit": (DIT_CONFIG, init_dit, {}),
+        "text": (text_config, init_text, {}),
+    }
+    parts = {
+        name: Part({**dataclasses.asdict(config), **more}, draw_params(init, config))
+        for name, (config, init, more) in parts.items()
+    }
+    save_model(path, parts, SETTINGS, tokenizer=words)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return sora_jax.load(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(model):
+    return model.sample(PROMPT, seed=1)
+
+
+def test_a_folder_says_what_the_model_is(model):
+    assert model.fps == 8.0
+    assert (model.vae_config, model.dit_config) == (VAE_CONFIG, DIT_CONFIG)
+    assert model.settings == pipeline.Settings(**SETTINGS)
+
+
+def test_a_video_has_the_size_and_length_of_the_settings(clip):
+    assert clip.shape == (FRAMES, SIZE[1], SIZE[0], 3) and clip.dtype == np.uint8
+    assert clip.std() > 5
+
+
+def test_an_image_is_a_video_of_one_frame(model):
+    assert model.sample(PROMPT, size=(16, 32), frames=1).shape == (1, 32, 16, 3)
+
+
+def test_the_seed_decides(model, clip):
+    np.testing.assert_array_equal(model.sample(PROMPT, seed=1), clip)
+    other = model.sample(PROMPT, seed=2)
+    assert np.abs(other.astype(int) - clip).mean() > 1
+
+
+def test_the_prompt_and_guidance_matter(model, clip):
+    for changed in (
+        model.sample("a blue square moves up", seed=1),
+        model.sample(PROMPT, seed=1, guidance=0.0),
+    ):
+        assert np.abs(changed.astype(int) - clip).mean() > 0.01
+
+
+def test_guidance_one_ignores_the_empty_prompt(model):
+    changed = dataclasses.replace(model, tokenizer=AlwaysEnd(model.tokenizer))
+    both = [m.sample_latents(PROMPT, guidance=1.0) for m in (model, changed)]
+    np.testing.assert_allclose(*both, atol=1e-4)
+    both = [m.sample_latents(PROMPT, guidance=3.0) for m in (model, changed)]
+    assert np.abs(both[0] - both[1]).max() > 1e-3
+
+
+class AlwaysEnd:
+    """A tokenizer with another empty prompt."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.count = tokenizer.count
+
+    def encode(self, text, length):
+        return self.tokenizer.encode(text or "blue up", length)
+
+
+def test_a_list_of_prompts_is_a_batch(model, clip):
+    batch = model.sample([PROMPT, PROMPT], seed=1)
+    assert batch.shape == (2, *clip.shape)
+    # The first is the clip of the prompt alone; the second has noise of its own.
+    assert np.abs(batch[0].astype(int) - clip).max() <= 1
+    assert np.abs(batch[1].astype(int) - clip).mean() > 1
+
+
+def test_a_given_image_is_the_first_frame(model):
+    image = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8)
+    first = model.sample(PROMPT, image=image)[0]
+    reconstruction = next(model.decode(model.encode(image[None, None])))[0, 0]
+    assert np.abs(first.astype(int) - reconstruction).max() <= 1
+    other = model.sample(PROMPT, image=255 - image)[0]
+    assert np.abs(first.astype(int) - other).mean() > 1
+
+
+def test_normalised_latents_decode_as_the_network_made_them(model):
+    image = np.random.default_rng(0).integers(0, 256, (1, 1, SIZE[1], SIZE[0], 3), np.uint8)
+    decoded = next(model.decode(model.encode(image)))
+    params = {"params": model.params["vae"]}
+    mean = VAE(VAE_CONFIG).apply(params, image / np.float32(127.5) - 1, method="encode")[0]
+    expected = to_uint8(VAE(VAE_CONFIG).apply(params, mean, method="decode")[0])
+    assert np.abs(decoded.astype(int) - expected).max() <= 1
+
+
+def test_decoding_in_chunks_equals_the_whole(model, monkeypatch):
+    shape = model.latent_shape(SIZE, 21)
+    latents = jax.random.normal(jax.random.key(0), (2, *shape))
+    (whole,) = model.decode(latents)
+    monkeypatch.setattr(pipeline, "WHOLE_DECODE", 1)
+    chunks = list(model.decode(latents))
+    assert [chunk.shape[1] for chunk in chunks] == [13, 8]
+    assert np.abs(np.concatenate(chunks, axis=1).astype(int) - whole).max() <= 1
+
+
+def test_new_prompts_seeds_and_images_compile_nothing(model, clip):
+    before = pipeline._generate._cache_size()
+    image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    model.sample_latents("a blue square", seed=9, guidance=1.5)
+    model.sample_latents("", seed=10, image=image)
+    assert pipeline._generate._cache_size() == before > 0
+
+
+def test_heun_is_another_solver(model, clip):
+    heun = model.sample(PROMPT, seed=1, solver="heun")
+    assert heun.shape == clip.shape and (heun != clip).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": (40, 16)}, "width 40 does not fit.*multiple of 16.*nearest are 32 and 48"),
+        ({"size": (32, 8)}, "height 8 does not fit.*nearest are 16 and 32"),
+        ({"frames": 7}, "7 frames.*1 \\+ 4k.*nearest are 5 and 9"),
+        ({"frames": 0}, "0 frames.*nearest are 1 and 5"),
+        ({"solver": "rk4"}, "'rk4' is unknown; use one of \\['euler', 'heun'\\]"),
+        ({"steps": 0}, "0 steps make nothing; use at least 1"),
+        ({"guidance": -1.0}, "guidance -1.0 is out of range"),
+        ({"guidance": float("nan")}, "guidance nan is out of range"),
+        ({"seed": 2**32}, "seed 4294967296 is out of range"),
+        ({"seed": -1}, "seed -1 is out of range"),
+        ({"prompt": "circle " * 20}, "prompt takes 21 tokens, and the model reads 8; shorten"),
+        ({"prompt": []}, "no prompt in the list"),
+        ({"image": np.zeros((16, 16, 3), np.uint8)}, r"shape \(16, 16, 3\).*video is 32x16"),
+        ({"image": np.zeros((16, 32, 3))}, "float64; give uint8"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.sample(**{"prompt": PROMPT, **arguments})
+
+
+def edit(change):
+    """Damage to the description of a model folder."""
+
+    def apply(path):
+        description = json.loads((path / "model.json").read_text())
+        change(description)
+        (path / "model.json").write_text(json.dumps(description))
+
+    return apply
+
+
+def truncate(path):
+    file = path / "dit.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: shutil.rmtree(path), "holds no model.json; give a model folder"),
+        (lambda path: (path / "model.json").unlink(), "holds no model.json"),
+        (lambda path: (path / "model.json").write_text("{"), "model.json is not JSON"),
+        (lambda path: (path / "model.json").write_text("[]"), "is not a 'sora_jax model 1' file"),
+        (edit(lambda d: d.update(format="other")), "is not a 'sora_jax model 1' file"),
+        (edit(lambda d: d["parts"].pop("dit")), "has no 'dit' part, only .'text', 'vae'"),
+        (edit(lambda d: d.pop("shift")), "model.json lacks 'shift'"),
+        (edit(lambda d: d["parts"]["vae"].pop("latent_std")), "lacks 'latent_std'"),
+        (edit(lambda d: d["parts"]["dit"].update(depth=2)), "DiTConfig has no field 'depth'"),
+        (edit(lambda d: d["parts"]["text"].pop("width")), "TextConfig.*'width'"),
+        (edit(lambda d: d["parts"]["dit"].update(width=64)), "has shape .* asks for"),
+        (edit(lambda d: d["parts"]["vae"].update(blocks=2)), "lacks '.*block_.*another config"),
+        (edit(lambda d: d["parts"]["dit"].update(mlp_width=32)), "mlp.* has shape"),
+        (lambda path: (path / "text.safetensors").unlink(), "text.safetensors is missing"),
+        (lambda path: (path / "tokenizer.json").unlink(), "no tokenizer at"),
+        (truncate, "dit.safetensors is truncated or damaged"),
+    ],
+)
+def test_a_damaged_folder_is_refused(folder, tmp_path, damage, message):
+    path = tmp_path / "model"
+    shutil.copytree(folder, path)
+    damage(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        sora_jax.load(path)
+
+
+def test_the_folder_of_a_run_holds_its_model(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    assert sora_jax.load(tmp_path).settings == pipeline.Settings(**SETTINGS)
+
+
+def test_saving_writes_what_the_suffix_says(clip, tmp_path):
+    sora_jax.save(clip, tmp_path / "clip.mp4", fps=8)
+    sora_jax.save(clip[0], tmp_path / "image.png")
+    info = probe(tmp_path / "clip.mp4")
+    assert (info.frames, info.width, info.height, info.fps) == (FRAMES, *SIZE, 8)
+    np.testing.assert_array_equal(decode(tmp_path / "image.png")[0], clip[0])

@@ -1,0 +1,213 @@
+"""The commands, as a user gives them: the whole line once, kills and signals, wrong input."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sora_jax import video_io
+from sora_jax.buckets import Bucket
+from sora_jax.data.worlds.shapes import Shapes
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+VAE, DIT = "--config=tests/tiny_vae.py", "--config=tests/tiny_dit.py"
+STEPS = 60
+CLIPS = ("alder", "beech", "cedar", "elm", "fir", "larch", "maple", "oak")
+IMAGES = ("ash", "birch", "hazel", "holly", "pine", "poplar", "rowan", "willow")
+
+
+def start(*arguments, **environment):
+    """A command of ours that begins: one device, and every compilation is kept for the next."""
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "XLA_FLAGS": flags,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            **environment,
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    """Exit status and standard error of a command."""
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def succeed(*arguments, **environment):
+    """The standard error of a command that must work."""
+    status, said = finish(start(*arguments, **environment))
+    assert status == 0, said
+    return said
+
+
+def wait_for(process, text):
+    """Reads what a process says up to a line with the text."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"never said {text!r}:\n{''.join(said)}")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("line")
+
+
+@pytest.fixture(scope="module")
+def dataset(root):
+    """A dataset of captioned clips and images of the rendered world, through the command."""
+    clips = root / "clips"
+    clips.mkdir()
+    shapes = [Bucket(1, 32, 32)] * len(IMAGES) + [Bucket(10, 32, 64)] * len(CLIPS)
+    world = Shapes(len(shapes), shapes)
+    for index, (name, bucket) in enumerate(zip((*IMAGES, *CLIPS), shapes)):
+        clip = world.read(index, bucket, np.random.default_rng(0))
+        file = clips / f"{name}.{'png' if bucket.frames == 1 else 'mp4'}"
+        video_io.write(file, clip["frames"], fps=8)
+        file.with_suffix(".txt").write_text(clip["captions"]["short"])
+    output = root / "dataset"
+    folder = "sora_jax.data.folder"
+    succeed("-m", folder, f"--clips={clips}", f"--output={output}", "--held_out=0.4")
+    return output
+
+
+@pytest.fixture(scope="module")
+def vae(root, dataset):
+    """The work folder of a trained VAE, and what its training said."""
+    workdir = root / "vae"
+    said = succeed("train.py", VAE, f"--workdir={workdir}", f"--config.data.folder={dataset}")
+    return workdir, said
+
+
+@pytest.fixture(scope="module")
+def dit_arguments(root, dataset, vae):
+    """What a run of the transformer on precomputed latents is started with."""
+    arguments = [DIT, f"--config.data.folder={dataset}", f"--config.vae={vae[0] / 'model'}"]
+    latents = root / "latents"
+    succeed("-m", "sora_jax.data.precompute", *arguments, f"--output={latents}", "--passes=2")
+    return ["train.py", *arguments, f"--config.data.latents={latents}"]
+
+
+@pytest.fixture(scope="module")
+def dit(root, dit_arguments):
+    """The work folder of a trained transformer, and what its training said."""
+    workdir = root / "dit"
+    said = succeed(*dit_arguments, f"--workdir={workdir}", JAX_LOG_COMPILES="1")
+    return workdir, said
+
+
+def test_training_writes_models_pictures_and_samples(vae, dit):
+    names = {file.name for file in (vae[0] / "model").iterdir()}
+    assert names >= {"model.json", "vae.safetensors", "reconstruction_0.png"}
+    names = {file.name for file in (dit[0] / "model").iterdir()}
+    assert names >= {"model.json", "vae.safetensors", "dit.safetensors", "text.safetensors"}
+    assert video_io.probe(dit[0] / "model" / "sample_0.mp4").frames == 5
+    assert f"step {STEPS}/{STEPS} " in dit[1] and f"step {STEPS} held out: loss " in dit[1]
+
+
+def test_each_bucket_compiles_once(dit):
+    assert len(re.findall(r"compiled for", dit[1])) == 2
+    assert len(re.findall(r"Finished XLA compilation of jit\(train_step\)", dit[1])) == 2
+
+
+def test_what_was_trained_makes_a_video(dit, tmp_path):
+    output = tmp_path / "video.mp4"
+    command = ["sample.py", f"--checkpoint={dit[0]}", "--prompt=a red circle moves right"]
+    succeed(*command, f"--output={output}", "--size=48x32", "--frames=9", "--fps=12")
+    info = video_io.probe(output)
+    assert (info.frames, info.width, info.height, info.fps) == (9, 48, 32, 12)
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_an_interrupted_run_equals_the_uninterrupted_one_bit_for_bit(root, dit, dit_arguments):
+    workdir = root / "interrupted"
+    shutil.copytree(dit[0] / "compiled", workdir / "compiled")
+    arguments = [*dit_arguments, f"--workdir={workdir}"]
+
+    process = start(*arguments)
+    wait_for(process, "step 14/")
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+
+    process = start(*arguments)
+    wait_for(process, "resumed from step ")
+    wait_for(process, "step 30/")
+    process.terminate()
+    status, said = finish(process)
+    assert status == 0
+    saved = int(re.search(r"asked to stop: saved step (\d+)", said)[1])
+    assert (workdir / "checkpoints" / str(saved)).is_dir()
+    assert not (workdir / "model").exists()
+
+    said = succeed(*arguments)
+    assert f"resumed from step {saved}" in said
+    for name in ("dit.safetensors", "text.safetensors", "model.json"):
+        one, two = (folder / "model" / name for folder in (dit[0], workdir))
+        assert one.read_bytes() == two.read_bytes(), name
+
+
+def refused(arguments, folder):
+    """The error of a command that must fail in one line, with nothing left in the folder."""
+    status, said = finish(start(*arguments))
+    assert status == 1, said
+    assert "Traceback" not in said
+    last = said.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert not [file for file in folder.rglob("*") if file.is_file()]
+    return last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([VAE, "--config.data.folder=nowhere"], "no dataset at nowhere"),
+        ([VAE, "--config.loop.step=3"], 'not have: .*Did you mean "steps"'),
+        ([VAE, "--config.loop.steps=many"], "--config.loop.steps=many"),
+        ([VAE, "--config.data.buckets=((1,20,16),)"], "height 20 .*nearest are 16 and 24"),
+        ([VAE, "--config.mesh.fsdp=3"], "does not fill the 1 devices"),
+        ([VAE, "--config.data.held_out_batches=0"], "held_out_batches=0"),
+        ([VAE, "extra"], "'extra' belongs to no flag"),
+        ([DIT, "--config.vae=nowhere"], "nowhere holds no model.json"),
+        (["--config=nowhere.py"], "nowhere.py"),
+        ([], "--config"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_refuses(tmp_path, arguments, message):
+    said = refused(["train.py", *arguments, f"--workdir={tmp_path}/run"], tmp_path)
+    assert re.search(message, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output=OUT/a.mp4"], "--prompt"),
+        (["--prompt=a", "--output=OUT/a.mp4", "--checkpoint=OUT"], "holds no model.json"),
+        (["--prompt=a", "--output=OUT/a.mp4", "--size=40x16"], "nearest are 32 and 48"),
+        (["--prompt=a", "--output=OUT/a.mp4", "--size=big"], "--size=big is not WIDTHxHEIGHT"),
+        (["--prompt=a", "--output=OUT/a.avi"], "unknown suffix; use one of .mp4"),
+        (["--prompt=a", "--output=OUT/there/a.mp4"], "folder does not exist"),
+        (["--prompt=a", "--output=OUT/a.png", "--frames=5"], "holds one image"),
+        (["--prompt=a", "--output=OUT/a.mp4", "--image=OUT/no.png"], "no.png"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_sample_refuses(dit, tmp_path, arguments, message):
+    arguments = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
+    said = refused(["sample.py", f"--checkpoint={dit[0]}", *arguments], tmp_path)
+    assert re.search(message, said)
