@@ -17,13 +17,16 @@ from sora_jax.data.worlds.shapes import Shapes
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 VAE, DIT = "--config=tests/tiny_vae.py", "--config=tests/tiny_dit.py"
-STEPS = 60
+STEPS = 40
 CLIPS = ("alder", "beech", "cedar", "elm", "fir", "larch", "maple", "oak")
 IMAGES = ("ash", "birch", "hazel", "holly", "pine", "poplar", "rowan", "willow")
 
 
 def start(*arguments, **environment):
-    """A command of ours that begins: one device, and every compilation is kept for the next."""
+    """A command of ours that begins: one device, and every compilation is kept.
+
+    Without the caches of XLA itself, whose folder would be a part of each compilation's key.
+    """
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
@@ -32,6 +35,7 @@ def start(*arguments, **environment):
             **os.environ,
             "XLA_FLAGS": flags,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
             **environment,
         },
         stdout=subprocess.DEVNULL,
@@ -113,7 +117,7 @@ def dit(root, dit_arguments):
 
 def test_training_writes_models_pictures_and_samples(vae, dit):
     names = {file.name for file in (vae[0] / "model").iterdir()}
-    assert names >= {"model.json", "vae.safetensors", "reconstruction_0.png"}
+    assert names >= {"model.json", "vae.safetensors", "reconstruction_0.mp4"}
     names = {file.name for file in (dit[0] / "model").iterdir()}
     assert names >= {"model.json", "vae.safetensors", "dit.safetensors", "text.safetensors"}
     assert video_io.probe(dit[0] / "model" / "sample_0.mp4").frames == 5
@@ -140,13 +144,13 @@ def test_an_interrupted_run_equals_the_uninterrupted_one_bit_for_bit(root, dit, 
     arguments = [*dit_arguments, f"--workdir={workdir}"]
 
     process = start(*arguments)
-    wait_for(process, "step 14/")
+    wait_for(process, "step 12/")
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
 
     process = start(*arguments)
     wait_for(process, "resumed from step ")
-    wait_for(process, "step 30/")
+    wait_for(process, "step 20/")
     process.terminate()
     status, said = finish(process)
     assert status == 0
@@ -177,12 +181,8 @@ def refused(arguments, folder):
     [
         ([VAE, "--config.data.folder=nowhere"], "no dataset at nowhere"),
         ([VAE, "--config.loop.step=3"], 'not have: .*Did you mean "steps"'),
-        ([VAE, "--config.loop.steps=many"], "--config.loop.steps=many"),
         ([VAE, "--config.data.buckets=((1,20,16),)"], "height 20 .*nearest are 16 and 24"),
-        ([VAE, "--config.mesh.fsdp=3"], "does not fill the 1 devices"),
-        ([VAE, "--config.data.held_out_batches=0"], "held_out_batches=0"),
         ([VAE, "extra"], "'extra' belongs to no flag"),
-        ([DIT, "--config.vae=nowhere"], "nowhere holds no model.json"),
         (["--config=nowhere.py"], "nowhere.py"),
         ([], "--config"),
     ],
@@ -199,9 +199,7 @@ def test_train_refuses(tmp_path, arguments, message):
         (["--output=OUT/a.mp4"], "--prompt"),
         (["--prompt=a", "--output=OUT/a.mp4", "--checkpoint=OUT"], "holds no model.json"),
         (["--prompt=a", "--output=OUT/a.mp4", "--size=40x16"], "nearest are 32 and 48"),
-        (["--prompt=a", "--output=OUT/a.mp4", "--size=big"], "--size=big is not WIDTHxHEIGHT"),
         (["--prompt=a", "--output=OUT/a.avi"], "unknown suffix; use one of .mp4"),
-        (["--prompt=a", "--output=OUT/there/a.mp4"], "folder does not exist"),
         (["--prompt=a", "--output=OUT/a.png", "--frames=5"], "holds one image"),
         (["--prompt=a", "--output=OUT/a.mp4", "--image=OUT/no.png"], "no.png"),
     ],

@@ -27,9 +27,9 @@ def get_config():
     config.sampling.size = (32, 16)
     config.sampling.frames = 5
     config.sampling.prompts = ("a red circle moves right",)
-    config.loop.steps = 60
+    config.loop.steps = 40
     config.loop.log_every = 1
     config.loop.evaluate_every = 1000
-    config.loop.checkpoint_every = 4
+    config.loop.checkpoint_every = 8
     config.loop.save_every = 1000
     return config

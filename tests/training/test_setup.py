@@ -1,0 +1,87 @@
+"""Configs that cannot work are refused before anything is compiled."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import clips_dit, clips_vae, shapes_dit, shapes_vae
+from sora_jax.buckets import Bucket
+from sora_jax.data.worlds.shapes import Shapes
+from sora_jax.training import setup
+from sora_jax.training.loop import LoopConfig
+from sora_jax.training.optimizer import make_optimizer
+
+
+def vae_config(**changes) -> ConfigDict:
+    """The config of the shipped VAE, tiny, with changes by dotted key."""
+    config = shapes_vae.get_config()
+    config.data.clips = 50
+    config.data.buckets = ((1, 16, 16), (5, 16, 16))
+    config.data.bucket_weights = (0.5, 0.5)
+    config.data.held_out_batches = 3
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_held_out_batches_are_of_clips_that_training_never_draws():
+    task, data = setup.make_vae_task(vae_config())
+    data.loader.close()
+    assert len(data.held_out) == 3 and data.fps == 8.0
+    assert task.config.temporal_stride == 4
+    trained = Shapes(50, [Bucket(1, 16, 16), Bucket(5, 16, 16)], (0.5, 0.5))
+    clips = [trained.read(i, Bucket(1, 16, 16), np.random.default_rng(0)) for i in range(50)]
+    frames = {clip["frames"].tobytes() for clip in clips}
+    images = [batch["frames"] for batch in data.held_out if batch["frames"].shape[1] == 1]
+    assert images and not frames & {image.tobytes() for batch in images for image in batch}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.buckets": ((1, 20, 16),)}, "height 20 .* nearest are 16 and 24"),
+        ({"data.buckets": ((6, 16, 16),)}, "6 frames .* nearest are 5 and 9"),
+        ({"data.folder": "nowhere"}, "no dataset at nowhere"),
+        ({"data.held_out_batches": 0}, "held_out_batches=0.*at least 1"),
+        ({"data.bucket_weights": (1.0,)}, "do not fit 2 buckets"),
+        ({"data.token_budget": 0}, "token_budget=0"),
+        ({"vae.temporal": (True,)}, "one entry fewer than multipliers"),
+        ({"vae": ConfigDict({"depth": 3})}, "VAEConfig has no field 'depth'"),
+    ],
+)
+def test_a_vae_that_cannot_be_trained_is_refused(changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        setup.make_vae_task(vae_config(**changes))
+
+
+def test_a_transformer_without_its_vae_is_refused():
+    config = shapes_dit.get_config()
+    config.vae = "nowhere"
+    with pytest.raises(FileNotFoundError, match="nowhere holds no model"):
+        setup.make_dit_task(config)
+
+
+def test_a_loop_says_what_it_lacks_or_does_not_know():
+    config = vae_config()
+    assert setup.make_loop_config(config).steps == config.loop.steps
+    with config.unlocked():
+        config.loop.stepz = 3
+    with pytest.raises(ValueError, match="LoopConfig has no field 'stepz'"):
+        setup.make_loop_config(config)
+    with pytest.raises(ValueError, match="LoopConfig needs 'checkpoint_every'"):
+        setup.from_settings(LoopConfig, {"steps": 1})
+
+
+def test_a_work_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--workdir=.*cannot be made.*choose another"):
+        setup.workdir_path(str(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize("module", [shapes_vae, shapes_dit, clips_vae, clips_dit])
+def test_configs_have_the_keys_that_training_takes(module):
+    config = module.get_config()
+    assert dataclasses.asdict(setup.make_loop_config(config))["steps"] > 0
+    make_optimizer(steps=config.loop.steps, **config.optimizer)
+    assert len(config.data.bucket_weights) in (0, len(config.data.buckets))
