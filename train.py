@@ -40,8 +40,11 @@ def run(config, workdir):
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(workdir / "compiled"))
     if config.task not in TASKS:
         raise ValueError(f"config.task {config.task!r} is unknown; it is one of {sorted(TASKS)}")
+    logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))
     task, data = TASKS[config.task](config)
+    if not (data.loader.report.unassigned or data.loader.report.empty):  # a warning already
+        logger.info("clips in buckets:\n%s", data.loader.report)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
     loop = setup.make_loop_config(config)
     on_save = functools.partial(write_samples, config) if config.task == "dit" else None

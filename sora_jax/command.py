@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 def fail(error: object) -> NoReturn:
@@ -14,7 +14,13 @@ def fail(error: object) -> NoReturn:
 
 def run(main: Callable[[list[str]], Any]) -> None:
     """Runs main(argv) as absl's app does, but without a page of usage where a flag is wrong."""
-    app.run(main, flags_parser=_parse)
+
+    def quiet(argv: list[str]) -> Any:
+        # The libraries below tell of each step they take; warnings are enough.
+        logging.set_verbosity(logging.WARNING)
+        return main(argv)
+
+    app.run(quiet, flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
