@@ -76,6 +76,8 @@ class Reader:
             self.seconds = sum(times) / 1000
             self.rate = fractions.Fraction(1000 * len(times), sum(times) or 1) or self.rate
             return
+        if head[4:8] == b"ftyp" and _cut_short(self.file):
+            raise self.error("is truncated (its data end before its index says so); copy it again")
         try:
             # No protocol: a playlist must not make this open other files or addresses.
             self.container = av.open(self.file, container_options={"protocol_whitelist": "none"})
@@ -259,6 +261,26 @@ class Reader:
         options = {"interpolation": Interpolation.BICUBIC | _ACCURATE}
         options["src_colorspace"] = _matrix(frame)
         return self.scaler.reformat(frame, format="rgba", **options).to_ndarray().astype(np.uint16)
+
+
+def _cut_short(file: io.BufferedIOBase) -> bool:
+    """Whether an MP4's data, after its index, go on beyond the end of the file (ISO/IEC 14496-12).
+
+    FFmpeg only sees this where the cut falls inside a frame.
+    """
+    size, position, kind, indexed = file.seek(0, io.SEEK_END), 0, b"", False
+    while position + 8 <= size:
+        file.seek(position)
+        head = file.read(16)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        indexed = indexed or kind == b"moov"
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8:  # 0 reaches to the end; the rest is left to FFmpeg
+            break
+        position += length
+    file.seek(0)
+    return indexed and kind == b"mdat" and position > size
 
 
 def _matrix(frame: av.VideoFrame) -> Colorspace | None:
