@@ -32,8 +32,7 @@ from sora_jax.buckets import Bucket, assign_all
 from sora_jax.data.folder import ClipDataset
 from sora_jax.data.latents import Record, check_output, vae_identity, write_latents
 from sora_jax.data.source import ClipSource
-from sora_jax.models.pixels import to_float
-from sora_jax.models.vae import VAE, normalise
+from sora_jax.models.vae import encode_frames
 from sora_jax.sharding import batch_sharding, make_mesh
 from sora_jax.training.setup import DTYPES, make_source
 from sora_jax.weights.parts import LoadedVAE, load_vae
@@ -128,10 +127,7 @@ def make_encoder(vae: LoadedVAE, dtype: Any) -> Encoder:
     @jax.jit
     def encode(frozen: Any, frames: jax.Array) -> jax.Array:
         params, mean, std = frozen
-        latents, _, _ = VAE(vae.config, dtype).apply(
-            {"params": params}, to_float(frames), method="encode"
-        )
-        return normalise(latents, mean, std)
+        return encode_frames(vae.config, params, frames, mean, std, dtype)
 
     return lambda frames: encode(frozen, jax.device_put(frames, batch_sharding(mesh, 5)))
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from sora_jax.models.attention import attend
 from sora_jax.models.conv import Conv, Past
+from sora_jax.models.pixels import to_float
 
 Carry = list[jax.Array]
 
@@ -303,3 +304,19 @@ def denormalise(latents: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Arra
     """The inverse of `normalise`."""
     shape = (1,) * (latents.ndim - 1) + (-1,)
     return latents * jnp.reshape(std, shape) + jnp.reshape(mean, shape)
+
+
+def encode_frames(
+    config: VAEConfig,
+    params: dict,
+    frames: jax.Array,
+    mean: jax.Array,
+    std: jax.Array,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """What the transformer sees of frames uint8 [B, F, H, W, 3]: posterior means, normalised.
+
+    Training, precomputing and prompting all encode here, so that their latents are the same.
+    """
+    latents, _, _ = VAE(config, dtype).apply({"params": params}, to_float(frames), method="encode")
+    return normalise(latents, mean, std)

@@ -17,9 +17,8 @@ from sora_jax.diffusion.flow import (
     token_shift,
 )
 from sora_jax.models.dit import DiT, DiTConfig, flops, init_dit
-from sora_jax.models.pixels import to_float
 from sora_jax.models.text import TextConfig, TextEncoder
-from sora_jax.models.vae import VAE, VAEConfig, normalise
+from sora_jax.models.vae import VAEConfig, encode_frames
 from sora_jax.training.losses import flow_loss
 from sora_jax.training.state import Batch, Metrics
 from sora_jax.weights.model_folder import Part, save_model
@@ -79,10 +78,8 @@ class DiTTask:
     def _latents(self, frozen: Any, batch: Batch) -> jax.Array:
         if "latents" in batch:
             return batch["latents"].astype(jnp.float32)
-        mean, _, _ = VAE(self.vae_config, self.dtype).apply(
-            {"params": frozen["vae"]}, to_float(batch["frames"]), method="encode"
-        )
-        return normalise(mean, frozen["latent_mean"], frozen["latent_std"])
+        mean, std = frozen["latent_mean"], frozen["latent_std"]
+        return encode_frames(self.vae_config, frozen["vae"], batch["frames"], mean, std, self.dtype)
 
     def _text(self, params: Any, frozen: Any, batch: Batch) -> jax.Array:
         if "text" in batch:

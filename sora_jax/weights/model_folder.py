@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -123,10 +122,3 @@ def load_part(folder: pathlib.Path | str, name: str, shapes: Any) -> Any:
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or damaged ({error}); copy it again") from error
     return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def copy_part(source: pathlib.Path | str, folder: pathlib.Path | str, name: str) -> None:
-    """Copies one part's file between model folders."""
-    shutil.copyfile(
-        pathlib.Path(source) / f"{name}.safetensors", pathlib.Path(folder) / f"{name}.safetensors"
-    )
