@@ -38,11 +38,10 @@ def write_samples(config, folder):
 def run(config, workdir):
     workdir = setup.workdir_path(workdir)
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(workdir / "compiled"))
-    if config.task not in TASKS:
-        raise ValueError(f"config.task {config.task!r} is unknown; it is one of {sorted(TASKS)}")
+    make_task = setup.choose(config, "task", TASKS)
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))
-    task, data = TASKS[config.task](config)
+    task, data = make_task(config)
     if not (data.loader.report.unassigned or data.loader.report.empty):  # a warning already
         logger.info("clips in buckets:\n%s", data.loader.report)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)

@@ -28,7 +28,7 @@ def main(kind: str, repeats: int) -> None:
     text = jax.random.normal(keys[3], (BATCH, WORDS, CONFIG.text_width))
     tokens = SHAPE[0] * SHAPE[1] * SHAPE[2] // 4
     work = BATCH * flops(CONFIG, tokens, WORDS, SHAPE[0])
-    model = DiT(CONFIG)
+    model = DiT(CONFIG, remat="products")
 
     if kind == "forward":
         forward = jax.jit(lambda params: model.apply({"params": params}, x, t, text))

@@ -15,7 +15,7 @@ def get_config():
     config.task = "dit"
     config.seed = 0
     config.dtype = "float32"
-    config.remat = False
+    config.remat = "products"
     config.mesh = ConfigDict({"fsdp": -1})
 
     config.data = ConfigDict()

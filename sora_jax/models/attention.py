@@ -13,11 +13,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 _PLAIN_SCORES = 2**18  # up to this many scores over all heads and clips, loops only cost time
 _CACHED_SCORES = 2**18  # how many scores of short sequences a CPU works on at a time (1 MiB)
 _BLOCK = 512  # queries (forward) or keys (backward) at a time in long sequences
 _MASKED = -1e30
+
+# What a recomputing backward pass may keep, so that attention does not run forward twice.
+ATTENTION_RESULT = "attention_result"
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
@@ -59,8 +63,8 @@ def _blockwise(q, k, v, mask):
 
 def _blockwise_forward(q, k, v, mask):
     out, lse = _over_heads(_head_forward, (q, k, v), mask, scores=q.shape[1] * k.shape[1])
-    out = out.astype(q.dtype)
-    return out, (q, k, v, mask, out, lse)
+    out = checkpoint_name(out.astype(q.dtype), ATTENTION_RESULT)
+    return out, (q, k, v, mask, out, checkpoint_name(lse, ATTENTION_RESULT))
 
 
 def _blockwise_backward(residuals, grad):

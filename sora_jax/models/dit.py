@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sora_jax.models.attention import attend
+from sora_jax.models.attention import ATTENTION_RESULT, attend
 from sora_jax.models.layers import (
     dense,
     layer_norm,
@@ -24,6 +24,19 @@ from sora_jax.models.rope import rope_angles, rotate
 from sora_jax.sharding import constrain
 
 TOKENS = ("batch", "tokens", None)
+
+# What the backward pass of a block finds in memory; the rest it computes again.
+REMAT = {
+    # Everything, for the fewest operations.
+    "none": None,
+    # Results of matrix products and of attention: norms, GELU and the like cost little.
+    "products": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENTION_RESULT),
+    ),
+    # Nothing but the block's input, for the least memory.
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +175,12 @@ class DiT(nn.Module):
     Attributes:
       config: sizes.
       dtype: compute dtype; parameters, the residual stream, norms and modulation are float32.
-      remat: whether the backward pass recomputes the blocks instead of keeping their insides.
+      remat: a key of REMAT: what the backward pass keeps of each block.
     """
 
     config: DiTConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
@@ -202,7 +215,8 @@ class DiT(nn.Module):
         x = dense(cfg.width, (None, "embed"), name="patch_in", dtype=dtype)(x.astype(dtype))
         x = constrain(x.astype(jnp.float32), TOKENS)
 
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        policy = REMAT[self.remat]
+        block = nn.remat(Block, prevent_cse=False, policy=policy) if policy else Block
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -53,7 +53,7 @@ class DiTTask:
       noise: distribution of levels.
       patterns: frequency of the conditioning patterns, see `conditioning.PATTERNS`.
       frozen: {"vae": parameters, "latent_mean", "latent_std"}, and "text" if it is not trained.
-      remat: recompute blocks in the backward pass.
+      remat: what the backward pass keeps of a block, see `models.dit.REMAT`.
       tokenizer, settings: go into the model folder.
     """
 
@@ -64,7 +64,7 @@ class DiTTask:
     noise: NoiseConfig
     patterns: Mapping[str, float]
     frozen: dict[str, Any]
-    remat: bool
+    remat: str
     tokenizer: Any
     settings: dict[str, Any]
 

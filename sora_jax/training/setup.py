@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from sora_jax.data.source import ClipSource
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.language.tokenizer import train as train_tokenizer
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit import REMAT, DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
@@ -51,6 +51,19 @@ def from_settings(cls: type, settings: Any) -> Any:
     if missing:
         raise ValueError(f"{cls.__name__} needs {missing[0]!r}; add it to the config")
     return cls(**settings)
+
+
+def choose(config: ConfigDict, name: str, options: Mapping[str, Any]) -> Any:
+    """The option that a setting of the config names.
+
+    Raises:
+      ValueError: it names none of them.
+    """
+    if config[name] not in options:
+        raise ValueError(
+            f"config.{name}={config[name]!r} is unknown; it is one of {sorted(options)}"
+        )
+    return options[config[name]]
 
 
 def make_source(data: ConfigDict, buckets: Sequence[Bucket], *, held_out: bool) -> ClipSource:
@@ -131,7 +144,7 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
     seen = {tuple(batch["frames"].shape): batch for batch in data.held_out}
     task = VAETask(
         settings,
-        DTYPES[config.dtype],
+        choose(config, "dtype", DTYPES),
         kl_weight=config.loss.kl,
         gradient_weight=config.loss.gradient,
         fps=data.fps,
@@ -152,6 +165,7 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
 
 def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
     """The transformer, its text encoder and its clips or latents."""
+    choose(config, "remat", REMAT)
     vae = load_vae(config.vae)
     if config.data.latents:
         check_vae(config.data.latents, config.vae)
@@ -181,7 +195,7 @@ def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
         dit,
         text,
         vae.config,
-        DTYPES[config.dtype],
+        choose(config, "dtype", DTYPES),
         noise,
         dict(config.patterns),
         {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std},

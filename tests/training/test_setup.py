@@ -46,6 +46,7 @@ def test_held_out_batches_are_of_clips_that_training_never_draws():
         ({"data.held_out_batches": 0}, "held_out_batches=0.*at least 1"),
         ({"data.bucket_weights": (1.0,)}, "do not fit 2 buckets"),
         ({"data.token_budget": 0}, "token_budget=0"),
+        ({"dtype": "float23"}, "config.dtype='float23' is unknown.*bfloat16"),
         ({"vae.temporal": (True,)}, "one entry fewer than multipliers"),
         ({"vae": ConfigDict({"depth": 3})}, "VAEConfig has no field 'depth'"),
     ],

@@ -24,7 +24,7 @@ TEXT = TextConfig(16, 16, 2, 2, 8, 32)
 def dit():
     """The transformer with its text encoder, and a batch of latents and tokens."""
     noise, patterns = NoiseConfig(shift=2.0), {"none": 0.5, "first_frame": 0.5}
-    task = DiTTask(DIT, TEXT, VAE, jnp.float32, noise, patterns, {}, False, None, {})
+    task = DiTTask(DIT, TEXT, VAE, jnp.float32, noise, patterns, {}, "products", None, {})
     rng = np.random.default_rng(0)
     batch = {
         "latents": rng.normal(size=(8, 2, 4, 4, 4)).astype(np.float32),
