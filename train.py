@@ -38,7 +38,7 @@ def write_samples(config, folder):
 def run(config, workdir):
     workdir = setup.workdir_path(workdir)
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(workdir / "compiled"))
-    make_task = setup.choose(config, "task", TASKS)
+    make_task = setup.option(config, "task", TASKS)
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))
     task, data = make_task(config)

@@ -34,7 +34,7 @@ from sora_jax.data.latents import Record, check_output, vae_identity, write_late
 from sora_jax.data.source import ClipSource
 from sora_jax.models.vae import encode_frames
 from sora_jax.sharding import batch_sharding, make_mesh
-from sora_jax.training.setup import DTYPES, choose, make_source
+from sora_jax.training.setup import DTYPES, make_source, option
 from sora_jax.weights.parts import LoadedVAE, load_vae
 
 SPLITS = ("train", "validation")
@@ -91,7 +91,7 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     _check_distinct(buckets)
 
     bar = Progress()
-    encode = make_encoder(vae, choose(config, "dtype", DTYPES))
+    encode = make_encoder(vae, option(config, "dtype", DTYPES))
     splits = []
     for number, split in enumerate(SPLITS):
         source = make_source(config.data, buckets, held_out=split == "validation")

@@ -53,7 +53,7 @@ def from_settings(cls: type, settings: Any) -> Any:
     return cls(**settings)
 
 
-def choose(config: ConfigDict, name: str, options: Mapping[str, Any]) -> Any:
+def option(config: ConfigDict, name: str, options: Mapping[str, Any]) -> Any:
     """The option that a setting of the config names.
 
     Raises:
@@ -144,7 +144,7 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
     seen = {tuple(batch["frames"].shape): batch for batch in data.held_out}
     task = VAETask(
         settings,
-        choose(config, "dtype", DTYPES),
+        option(config, "dtype", DTYPES),
         kl_weight=config.loss.kl,
         gradient_weight=config.loss.gradient,
         fps=data.fps,
@@ -165,7 +165,7 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
 
 def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
     """The transformer, its text encoder and its clips or latents."""
-    choose(config, "remat", REMAT)
+    option(config, "remat", REMAT)
     vae = load_vae(config.vae)
     if config.data.latents:
         check_vae(config.data.latents, config.vae)
@@ -195,7 +195,7 @@ def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
         dit,
         text,
         vae.config,
-        choose(config, "dtype", DTYPES),
+        option(config, "dtype", DTYPES),
         noise,
         dict(config.patterns),
         {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std},
