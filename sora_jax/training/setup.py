@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from sora_jax.models.vae import VAEConfig
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.vae_task import VAETask
-from sora_jax.weights.parts import load_vae
+from sora_jax.weights.parts import load_text, load_vae
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -150,43 +150,84 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     )
 
 
+class TextParts(NamedTuple):
+    """A text encoder: its tokenizer, sizes and parameters; None where they are to be trained."""
+
+    tokenizer: Tokenizer
+    config: TextConfig
+    params: Any
+
+
+def load_text_encoder(folder: str | pathlib.Path) -> TextParts:
+    """The text encoder of a model folder and its tokenizer, to be used as they are.
+
+    Raises:
+      ValueError: one of them is missing or damaged, or they do not belong together.
+    """
+    try:
+        config, params = load_text(folder)
+        tokenizer = Tokenizer.from_file(pathlib.Path(folder) / "tokenizer.json")
+        if tokenizer.vocabulary > config.vocabulary:
+            raise ValueError(
+                f"its tokenizer has {tokenizer.vocabulary} ids and its text encoder only "
+                f"{config.vocabulary}"
+            )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"config.text_encoder={folder}: {error}. Name a model folder that has text.safetensors "
+            "and tokenizer.json, or leave it empty to train a new text encoder"
+        ) from error
+    return TextParts(tokenizer, config, params)
+
+
+def make_text(config: ConfigDict) -> TextParts:
+    """The text encoder that a run of the transformer names, or a new one to train with it."""
+    if config.text_encoder:
+        return load_text_encoder(config.text_encoder)
+    tokenizer = make_tokenizer(config)
+    sizes = from_settings(TextConfig, {**config.text, "vocabulary": tokenizer.vocabulary})
+    return TextParts(tokenizer, sizes, None)
+
+
 def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
     """The transformer, its text encoder and its clips or latents."""
     vae = load_vae(config.vae)
     if config.data.latents:
         check_vae(config.data.latents, config.vae)
-    tokenizer = make_tokenizer(config)
+    text = make_text(config)
     dit = from_settings(
         DiTConfig,
         {
             **config.dit,
             "latent_channels": vae.config.latent_channels,
-            "text_width": config.text.width,
+            "text_width": text.config.width,
         },
     )
     for shape in config.data.buckets:
         dit.grid(vae.config.latent_shape(*shape)[:3])
-    text = from_settings(TextConfig, {**config.text, "vocabulary": tokenizer.vocabulary})
     noise = from_settings(NoiseConfig, config.noise)
     length = config.tokenizer.length
     data = make_data(
         config,
         spatial=vae.config.spatial_stride * dit.patch[1],
         temporal=vae.config.temporal_stride * dit.patch[0],
-        tokenize=functools.partial(tokenizer.encode, length=length),
+        tokenize=functools.partial(text.tokenizer.encode, length=length),
     )
     sampling = dict(config.sampling)
     sampling.pop("prompts")
+    frozen = {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std}
+    if text.params is not None:
+        frozen["text"] = text.params
     task = DiTTask(
         dit,
-        text,
+        text.config,
         vae.config,
         DTYPES[config.dtype],
         noise,
         dict(config.patterns),
-        {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std},
+        frozen,
         remat=config.remat,
-        tokenizer=tokenizer,
+        tokenizer=text.tokenizer,
         settings={
             "fps": data.fps,
             "text_length": length,
