@@ -11,7 +11,6 @@ latents.json, which names the VAE, and shapes_SPLIT.npy, the shapes of the recor
 
 import contextlib
 import functools
-import hashlib
 import io
 import json
 import shutil
@@ -25,11 +24,8 @@ import tensorflow_datasets as tfds
 
 from sora_jax.buckets import Bucket
 from sora_jax.data.captions import KINDS
+from sora_jax.data.identity import COMMAND, DESCRIPTION, FORMAT, read_description
 from sora_jax.data.source import ClipSource
-
-FORMAT = "sora_jax latents 1"
-DESCRIPTION = "latents.json"
-_COMMAND = "python -m sora_jax.data.precompute --config=configs/NAME.py --output="
 
 
 class Record(NamedTuple):
@@ -88,65 +84,6 @@ def check_output(output: Path) -> None:
     """Raises FileExistsError where there is something already."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists: remove it, or name another folder")
-
-
-def vae_identity(folder: str | Path) -> dict[str, Any]:
-    """What tells the VAE of a model folder from others: its parameters and how latents are scaled.
-
-    Raises:
-      FileNotFoundError, ValueError: it is no model folder with a VAE.
-    """
-    folder = Path(folder)
-    weights, description = folder / "vae.safetensors", folder / "model.json"
-    for file in (weights, description):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: give the model folder of a trained VAE")
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        vae = json.loads(description.read_text(encoding="utf-8"))["parts"]["vae"]
-        mean, std = list(vae["latent_mean"]), list(vae["latent_std"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{description} has no latent_mean and latent_std of a VAE") from error
-    return {"sha256": digest, "latent_mean": mean, "latent_std": std}
-
-
-def check_vae(path: str | Path, vae_folder: str | Path) -> None:
-    """Refuses latents that another VAE made than the one that will decode them.
-
-    Args:
-      path: folder of the latents.
-      vae_folder: model folder.
-
-    Raises:
-      FileNotFoundError, ValueError: they do not belong together, or one of them is missing.
-    """
-    made_by, vae = _description(Path(path))["vae"], vae_identity(vae_folder)
-    if made_by["sha256"] != vae["sha256"]:
-        raise ValueError(
-            f"the latents in {path} were made with another VAE (sha256 {made_by['sha256'][:12]}) "
-            f"than {vae_folder} ({vae['sha256'][:12]}): set config.vae to that one, or make them "
-            f"again: {_COMMAND}..."
-        )
-    for name in ("latent_mean", "latent_std"):
-        if not np.array_equal(np.float32(made_by[name]), np.float32(vae[name])):
-            raise ValueError(
-                f"the latents in {path} were normalised with another {name} than that of "
-                f"{vae_folder}: make them again: {_COMMAND}..."
-            )
-
-
-def _description(path: Path) -> dict[str, Any]:
-    file = path / DESCRIPTION
-    if not file.is_file():
-        raise FileNotFoundError(f"no precomputed latents at {path}: {_COMMAND}{path}")
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): make the latents again") from error
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{file} is not of the format {FORMAT!r}: make the latents again")
-    return description
 
 
 def _shapes_file(path: Path, split: str) -> Path:
@@ -235,7 +172,7 @@ class LatentDataset(ClipSource):
     def __init__(self, path: str | Path, split: str = "train"):
         self.path, self.split = Path(path), split
         self._records = None
-        self.fps = float(_description(self.path)["fps"])
+        self.fps = float(read_description(self.path)["fps"])
         splits = tfds.builder_from_directory(self.path).info.splits
         if split not in splits:
             raise ValueError(f"{path} has no split {split!r}, only {', '.join(splits)}")
@@ -245,12 +182,12 @@ class LatentDataset(ClipSource):
             self.shapes = np.load(file)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(
-                f"{file} cannot be read ({error}): make the latents again: {_COMMAND}{path}"
+                f"{file} cannot be read ({error}): make the latents again: {COMMAND}{path}"
             ) from error
         if self.shapes.shape != (count, 3):
             raise ValueError(
                 f"{file} describes {len(self.shapes)} records, and there are {count}: make the "
-                f"latents again: {_COMMAND}{path}"
+                f"latents again: {COMMAND}{path}"
             )
 
     def _record(self, index: int) -> dict[str, Any]:

@@ -13,24 +13,25 @@ import dataclasses
 import functools
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from absl import flags, logging
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 from sora_jax import command
-from sora_jax.buckets import Bucket, assign_all
+from sora_jax.buckets import Bucket
 from sora_jax.data.folder import ClipDataset
-from sora_jax.data.latents import Record, check_output, vae_identity, write_latents
+from sora_jax.data.identity import vae_identity
+from sora_jax.data.latents import Record, check_output, write_latents
+from sora_jax.data.precompute_plan import Batch, check_distinct, choose, make_batches, make_files
+from sora_jax.data.progress import Progress
 from sora_jax.data.source import ClipSource
 from sora_jax.models.vae import encode_frames
 from sora_jax.sharding import batch_sharding, make_mesh
@@ -38,23 +39,10 @@ from sora_jax.training.setup import DTYPES, make_source
 from sora_jax.weights.parts import LoadedVAE, load_vae
 
 SPLITS = ("train", "validation")
-_FILE_BYTES = 256 << 20  # the writer holds one file's records in memory
-_BATCH_PIXELS = 1 << 20  # of a batch and device: bounds the memory of the encoder
-_BATCH_CLIPS = 32  # of a batch and device
 _AHEAD = 4  # batches read at the same time and held ready
-_SAID_EVERY = 30.0  # seconds, in a log
 _LISTED = 20  # unreadable clips of a split that are printed too
 
 Encoder = Callable[[np.ndarray], jax.Array]
-
-
-class Batch(NamedTuple):
-    """Clips of one bucket to encode together, `clips` and `draws` int [n], padded to `size`."""
-
-    bucket: Bucket
-    clips: np.ndarray
-    draws: np.ndarray
-    size: int
 
 
 def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> dict[str, Any]:
@@ -88,7 +76,11 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     buckets = [Bucket(*shape) for shape in config.data.buckets]
     for bucket in buckets:
         vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
-    _check_distinct(buckets)
+    check_distinct(buckets)
+
+    def clip_bytes(bucket: Bucket) -> int:
+        shape = vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
+        return 2 * int(np.prod(shape))
 
     bar = Progress()
     encode = make_encoder(vae, DTYPES[config.dtype])
@@ -99,9 +91,11 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     shards = {}
     for each in splits:
         repeats = passes if each.name == "train" else 1
-        batches = _batches(buckets, _choose(each.name, each.source, buckets), repeats)
+        choice = choose(each.name, each.source, buckets)
+        batches = make_batches(buckets, choice, repeats, jax.device_count())
         bar.total += sum(len(batch.clips) for batch in batches)
-        shards[each.name] = [functools.partial(each.records, some) for some in _files(batches, vae)]
+        files = make_files(batches, clip_bytes)
+        shards[each.name] = [functools.partial(each.records, file) for file in files]
     description = {
         "vae": identity,
         "fps": float(splits[0].source.fps),
@@ -132,62 +126,6 @@ def make_encoder(vae: LoadedVAE, dtype: Any) -> Encoder:
     return lambda frames: encode(frozen, jax.device_put(frames, batch_sharding(mesh, 5)))
 
 
-def _check_distinct(buckets: Sequence[Bucket]) -> None:
-    """Refuses buckets so alike that latents of one would be taken for clips of another."""
-    shapes = np.array([(b.frames, b.height, b.width) for b in buckets])
-    for number, choice in enumerate(assign_all(buckets, shapes).choice):
-        if choice != number:
-            raise ValueError(
-                f"buckets {buckets[number]} and {buckets[choice]} are too alike for latents: "
-                "leave one of them out of config.data.buckets"
-            )
-
-
-def _choose(split: str, source: ClipSource, buckets: Sequence[Bucket]) -> np.ndarray:
-    """The number of each clip's bucket, or -1, as the loader chooses it."""
-    assignment = assign_all(buckets, source.shapes)
-    reasons = "; ".join(f"{count} {why}" for why, count in assignment.unassigned.items())
-    if (assignment.choice < 0).all():
-        raise ValueError(
-            f"none of the {len(source)} clips of {split} fits any of the buckets "
-            f"{', '.join(map(str, buckets))}: {reasons or 'there are none'}"
-        )
-    if reasons:
-        print(f"{split}: clips that fit no bucket: {reasons}", file=sys.stderr)
-    return assignment.choice
-
-
-def _batches(buckets: Sequence[Bucket], choice: np.ndarray, passes: int) -> list[Batch]:
-    """Every clip once for each pass, bucket by bucket, and in its order."""
-    devices = jax.device_count()
-    batches = []
-    for number, bucket in enumerate(buckets):
-        clips = np.tile(np.flatnonzero(choice == number), passes)
-        draws = np.repeat(np.arange(passes), len(clips) // passes)
-        pixels = bucket.frames * bucket.height * bucket.width
-        # As large as memory allows, but no larger than there are clips.
-        most = max(min(_BATCH_PIXELS // pixels, _BATCH_CLIPS), 1)
-        size = devices * min(most, -(-len(clips) // devices) or 1)
-        for start in range(0, len(clips), size):
-            part = slice(start, start + size)
-            batches.append(Batch(bucket, clips[part], draws[part], size))
-    return batches
-
-
-def _files(batches: Sequence[Batch], vae: LoadedVAE) -> list[list[Batch]]:
-    """Consecutive batches, so many that each file has about _FILE_BYTES."""
-    files, room = [], 0
-    for batch in batches:
-        if room <= 0:
-            files.append([])
-            room = _FILE_BYTES
-        files[-1].append(batch)
-        bucket = batch.bucket
-        latent = vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
-        room -= len(batch.clips) * 2 * int(np.prod(latent))
-    return files
-
-
 @dataclasses.dataclass
 class _Split:
     """Reads and encodes the clips of a split; `unreadable` collects what failed, and why."""
@@ -196,7 +134,7 @@ class _Split:
     source: ClipSource
     seed: tuple[int, int]
     encode: Encoder
-    bar: "Progress"
+    bar: Progress
     unreadable: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def records(self, batches: Sequence[Batch]) -> Iterator[Record]:
@@ -261,48 +199,6 @@ class _Split:
                 continue
             records.append(Record(None, bucket, read["captions"], name, clip, draw))
         return batch, frames, records, failed
-
-
-class Progress:
-    """A bar on a terminal; in a log a line now and then, with the rate and the time left.
-
-    Attributes:
-      total: clips there are to do.
-    """
-
-    def __init__(self):
-        self.total = 0
-        self._done = 0
-        self._bar = None
-
-    def __enter__(self) -> "Progress":
-        self._started = self._said = time.monotonic()
-        if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(total=self.total, desc="encoded", unit="clip")
-        return self
-
-    def advance(self, clips: int) -> None:
-        self._done += clips
-        if self._bar is not None:
-            self._bar.update(clips)
-            return
-        now = time.monotonic()
-        if now - self._said > _SAID_EVERY or self._done == self.total:
-            self._said = now
-            rate = self._done / max(now - self._started, 1e-3)
-            left = (self.total - self._done) / rate
-            self.say(
-                f"encoded {self._done} of {self.total} clips, {rate:.1f} a second, "
-                f"{int(left // 60)} min {int(left % 60)} s left"
-            )
-
-    def say(self, line: str) -> None:
-        tqdm.tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from sora_jax.buckets import Bucket, batch_size
 from sora_jax.data.folder import ClipDataset
-from sora_jax.data.latents import LatentDataset, check_vae
+from sora_jax.data.identity import check_vae
+from sora_jax.data.latents import LatentDataset
 from sora_jax.data.loader import Loader, make_loader
 from sora_jax.data.source import ClipSource
 from sora_jax.data.worlds.shapes import Shapes

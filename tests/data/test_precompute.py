@@ -15,8 +15,10 @@ from tiny_folders import MEAN, STD, VAE, randomised, save_vae
 from sora_jax import video_io
 from sora_jax.buckets import Bucket
 from sora_jax.data import folder
-from sora_jax.data.latents import LatentDataset, check_vae
-from sora_jax.data.precompute import Progress, precompute
+from sora_jax.data.identity import check_vae
+from sora_jax.data.latents import LatentDataset
+from sora_jax.data.precompute import precompute
+from sora_jax.data.progress import Progress
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
