@@ -1,11 +1,12 @@
-"""Encodes the clips of a run once, so that its training reads latents and runs no VAE.
+"""Encodes the clips of a run once, so that its training runs neither VAE nor frozen text encoder.
 
 python -m sora_jax.data.precompute --config=configs/NAME.py --output=FOLDER [--passes=N]
     [--config.KEY=VALUE ...]
 
 Takes the config of a transformer: its clips, its buckets and the VAE that `config.vae` names. Each
 clip is read at its bucket's exact shape, once for each pass: every pass draws another crop and
-start time (validation has one pass). Training takes them with --config.data.latents=FOLDER. The
+start time (validation has one pass). If `config.text_encoder` names a frozen text encoder, its
+features of the captions are written too. Training takes them with --config.data.latents=FOLDER. The
 output appears whole or not at all. Clips that cannot be read are reported and left out.
 """
 
@@ -22,31 +23,34 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags, logging
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 from sora_jax import command
 from sora_jax.buckets import Bucket
+from sora_jax.data.captions import KINDS
 from sora_jax.data.folder import ClipDataset
-from sora_jax.data.identity import vae_identity
+from sora_jax.data.identity import text_identity, vae_identity
 from sora_jax.data.latents import Record, check_output, write_latents
 from sora_jax.data.precompute_plan import Batch, check_distinct, choose, make_batches, make_files
 from sora_jax.data.progress import Progress
 from sora_jax.data.source import ClipSource
-from sora_jax.models.vae import encode_frames
-from sora_jax.sharding import batch_sharding, make_mesh
+from sora_jax.training.frozen import (
+    CaptionEncoder,
+    Encoder,
+    load_text_encoder,
+    make_frame_encoder,
+    to_half,
+)
 from sora_jax.training.setup import DTYPES, make_source
-from sora_jax.weights.parts import LoadedVAE, load_vae
+from sora_jax.weights.parts import load_vae
 
 SPLITS = ("train", "validation")
 _AHEAD = 4  # batches read at the same time and held ready
 _LISTED = 20  # unreadable clips of a split that are printed too
 
-Encoder = Callable[[np.ndarray], jax.Array]
-
 
 def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> dict[str, Any]:
-    """Writes the latents of a config's clips.
+    """Writes the latents of a config's clips, and text features if its text encoder is frozen.
 
     Args:
       config: of a run of the transformer.
@@ -69,10 +73,8 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
         raise ValueError(
             f"config.data.latents={config.data.latents} are latents already: leave it empty here"
         )
-    identity = vae_identity(config.vae)
-    vae = load_vae(config.vae)
-    if vae_identity(config.vae) != identity:
-        raise ValueError(f"{config.vae} changed while it was read: run again when it is trained")
+    made_with, vae = _load(vae_identity, load_vae, config.vae)
+    text_made_with, text = _load_text(config) if config.text_encoder else (None, None)
     buckets = [Bucket(*shape) for shape in config.data.buckets]
     for bucket in buckets:
         vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
@@ -80,14 +82,15 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
 
     def clip_bytes(bucket: Bucket) -> int:
         shape = vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
-        return 2 * int(np.prod(shape))
+        text_numbers = len(KINDS) * text.length * text.width if text else 0
+        return 2 * (int(np.prod(shape)) + text_numbers)
 
     bar = Progress()
-    encode = make_encoder(vae, DTYPES[config.dtype])
+    encode = make_frame_encoder(vae, DTYPES[config.dtype])
     splits = []
     for number, split in enumerate(SPLITS):
         source = make_source(config.data, buckets, held_out=split == "validation")
-        splits.append(_Split(split, source, (config.seed, number), encode, bar))
+        splits.append(_Split(split, source, (config.seed, number), encode, text, bar))
     shards = {}
     for each in splits:
         repeats = passes if each.name == "train" else 1
@@ -97,7 +100,8 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
         files = make_files(batches, clip_bytes)
         shards[each.name] = [functools.partial(each.records, file) for file in files]
     description = {
-        "vae": identity,
+        "vae": made_with,
+        "text_encoder": text_made_with,
         "fps": float(splits[0].source.fps),
         "seed": config.seed,
         "passes": passes,
@@ -105,25 +109,28 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
         "unreadable": {each.name: each.unreadable for each in splits},  # filled while it writes
     }
     with bar:
-        write_latents(output, shards, vae.config.latent_channels, description)
+        empty_text = text.empty() if text else None
+        write_latents(output, shards, vae.config.latent_channels, description, empty_text)
     return description
 
 
-def make_encoder(vae: LoadedVAE, dtype: Any) -> Encoder:
-    """From uint8 frames [B, F, H, W, 3] to normalised latents float32 [B, T, h, w, C].
+def _load(
+    identify: Callable[[str], dict[str, Any]], load: Callable[[str], Any], folder: str
+) -> tuple[dict[str, Any], Any]:
+    """The identity of a network and the network; a training run may be writing the folder."""
+    identity = identify(folder)
+    network = load(folder)
+    if identify(folder) != identity:
+        raise ValueError(f"{folder} changed while it was read: run again when it is trained")
+    return identity, network
 
-    B is a multiple of the number of devices, which share the batch.
-    """
-    mesh = make_mesh()
-    replicated = NamedSharding(mesh, PartitionSpec())
-    frozen = jax.device_put((vae.params, vae.mean, vae.std), replicated)
 
-    @jax.jit
-    def encode(frozen: Any, frames: jax.Array) -> jax.Array:
-        params, mean, std = frozen
-        return encode_frames(vae.config, params, frames, mean, std, dtype)
-
-    return lambda frames: encode(frozen, jax.device_put(frames, batch_sharding(mesh, 5)))
+def _load_text(config: ConfigDict) -> tuple[dict[str, Any], CaptionEncoder]:
+    """The identity of a frozen text encoder and the encoder."""
+    length = config.tokenizer.length
+    identify = functools.partial(text_identity, length=length)
+    identity, parts = _load(identify, load_text_encoder, config.text_encoder)
+    return identity, CaptionEncoder(parts, length, DTYPES[config.dtype])
 
 
 @dataclasses.dataclass
@@ -134,6 +141,7 @@ class _Split:
     source: ClipSource
     seed: tuple[int, int]
     encode: Encoder
+    text: CaptionEncoder | None
     bar: Progress
     unreadable: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -144,23 +152,27 @@ class _Split:
             self.bar.advance(len(batch.clips))
             if not records:
                 continue
-            latents = self.encode(frames)  # returns before it is done
+            # Both return before they are done.
+            latents = self.encode(frames)
+            text = None
+            if self.text:
+                text = self.text.start([record.captions for record in records], batch.size)
             if pending:
                 yield from self._done(*pending)
-            pending = latents, records
+            pending = records, latents, text
         if pending:
             yield from self._done(*pending)
 
-    def _done(self, latents: jax.Array, records: Sequence[Record]) -> Iterator[Record]:
-        for record, one in zip(records, np.asarray(latents)):
-            with np.errstate(over="ignore"):
-                half = one.astype(np.float16)
-            if not np.isfinite(half).all():
-                raise ValueError(
-                    f"the VAE makes latents of clip {record.clip} of {self.name} that float16 "
-                    "cannot hold: train it again, at a lower learning rate"
-                )
-            yield record._replace(latents=half)
+    def _done(
+        self,
+        records: Sequence[Record],
+        latents: jax.Array,
+        text: tuple[np.ndarray, jax.Array] | None,
+    ) -> Iterator[Record]:
+        texts = self.text.finish(*text) if text else [{}] * len(records)
+        for record, one, features in zip(records, np.asarray(latents), texts):
+            half = to_half(one, "VAE", f"clip {record.clip} of {self.name}")
+            yield record._replace(latents=half, text=features)
 
     def _read_ahead(
         self, batches: Sequence[Batch]
@@ -197,7 +209,7 @@ class _Split:
                 reason = f"{type(error).__name__}: {error}"
                 failed.append({"clip": clip, "file_name": name, "reason": reason})
                 continue
-            records.append(Record(None, bucket, read["captions"], name, clip, draw))
+            records.append(Record(None, bucket, read["captions"], name, clip, draw, {}))
         return batch, frames, records, failed
 
 

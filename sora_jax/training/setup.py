@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from sora_jax.buckets import Bucket, batch_size
 from sora_jax.data.folder import ClipDataset
-from sora_jax.data.identity import check_vae
+from sora_jax.data.identity import check_text, check_vae, has_text
 from sora_jax.data.latents import LatentDataset
 from sora_jax.data.loader import Loader, make_loader
 from sora_jax.data.source import ClipSource
@@ -24,9 +24,10 @@ from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
+from sora_jax.training.frozen import TextParts, load_text_encoder
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.vae_task import VAETask
-from sora_jax.weights.parts import load_text, load_vae
+from sora_jax.weights.parts import load_vae
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -54,10 +55,24 @@ def from_settings(cls: type, settings: Any) -> Any:
     return cls(**settings)
 
 
-def make_source(data: ConfigDict, buckets: Sequence[Bucket], *, held_out: bool) -> ClipSource:
-    """The clips of `data`: those of a dataset folder, or of the rendered world if it has none."""
+def make_source(
+    data: ConfigDict,
+    buckets: Sequence[Bucket],
+    *,
+    held_out: bool,
+    text_length: int | None = None,
+) -> ClipSource:
+    """The clips of `data`: those of a dataset folder, or of the rendered world if it has none.
+
+    Args:
+      data: of a run's config.
+      buckets: shapes that the rendered world has.
+      held_out: the clips that training never draws.
+      text_length: tokens of the text features to read beside latents; None for none.
+    """
     if data.get("latents"):
-        return LatentDataset(data.latents, "validation" if held_out else "train")
+        split = "validation" if held_out else "train"
+        return LatentDataset(data.latents, split, text_length=text_length)
     if data.folder:
         return ClipDataset(data.folder, "validation" if held_out else "train", fps=data.fps)
     length = 64 * len(buckets) if held_out else data.clips
@@ -74,13 +89,21 @@ class Data:
     fps: float
 
 
-def make_data(config: ConfigDict, *, spatial: int, temporal: int, tokenize: Any = None) -> Data:
+def make_data(
+    config: ConfigDict,
+    *,
+    spatial: int,
+    temporal: int,
+    tokenize: Any = None,
+    text_length: int | None = None,
+) -> Data:
     """Loaders of this host, and a fixed set of held-out batches in memory.
 
     Args:
       config: of the run.
       spatial, temporal: pixels of a side and frames that make one token.
       tokenize: caption to tokens, or None.
+      text_length: see `make_source`.
 
     Raises:
       ValueError, OSError: there is nothing to hold out, or no clip for the buckets.
@@ -111,12 +134,16 @@ def make_data(config: ConfigDict, *, spatial: int, temporal: int, tokenize: Any 
         "host_count": jax.process_count(),
         "workers": data.workers,
     }
-    source = make_source(data, buckets, held_out=False)
+    source = make_source(data, buckets, held_out=False, text_length=text_length)
     loader = make_loader(
         source, buckets, seed=config.seed, caption_dropout=data.caption_dropout, **common
     )
     validation = make_loader(
-        make_source(data, buckets, held_out=True), buckets, shuffle=False, epochs=1, **common
+        make_source(data, buckets, held_out=True, text_length=text_length),
+        buckets,
+        shuffle=False,
+        epochs=1,
+        **common,
     )
     held_out = [batch for batch, _ in zip(validation, range(data.held_out_batches))]
     validation.close()
@@ -151,36 +178,6 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     )
 
 
-class TextParts(NamedTuple):
-    """A text encoder: its tokenizer, sizes and parameters; None where they are to be trained."""
-
-    tokenizer: Tokenizer
-    config: TextConfig
-    params: Any
-
-
-def load_text_encoder(folder: str | pathlib.Path) -> TextParts:
-    """The text encoder of a model folder and its tokenizer, to be used as they are.
-
-    Raises:
-      ValueError: one of them is missing or damaged, or they do not belong together.
-    """
-    try:
-        config, params = load_text(folder)
-        tokenizer = Tokenizer.from_file(pathlib.Path(folder) / "tokenizer.json")
-        if tokenizer.vocabulary > config.vocabulary:
-            raise ValueError(
-                f"its tokenizer has {tokenizer.vocabulary} ids and its text encoder only "
-                f"{config.vocabulary}"
-            )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"config.text_encoder={folder}: {error}. Name a model folder that has text.safetensors "
-            "and tokenizer.json, or leave it empty to train a new text encoder"
-        ) from error
-    return TextParts(tokenizer, config, params)
-
-
 def make_text(config: ConfigDict) -> TextParts:
     """The text encoder that a run of the transformer names, or a new one to train with it."""
     if config.text_encoder:
@@ -188,6 +185,19 @@ def make_text(config: ConfigDict) -> TextParts:
     tokenizer = make_tokenizer(config)
     sizes = from_settings(TextConfig, {**config.text, "vocabulary": tokenizer.vocabulary})
     return TextParts(tokenizer, sizes, None)
+
+
+def text_reading(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """How `make_data` reads captions: as features that a frozen encoder made of them, or tokens.
+
+    Raises:
+      FileNotFoundError, ValueError: the features are of another encoder.
+    """
+    length, latents = config.tokenizer.length, config.data.latents
+    if config.text_encoder and latents and has_text(latents):
+        check_text(latents, config.text_encoder, length)
+        return {"text_length": length}
+    return {"tokenize": functools.partial(tokenizer.encode, length=length)}
 
 
 def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
@@ -207,12 +217,11 @@ def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
     for shape in config.data.buckets:
         dit.grid(vae.config.latent_shape(*shape)[:3])
     noise = from_settings(NoiseConfig, config.noise)
-    length = config.tokenizer.length
     data = make_data(
         config,
         spatial=vae.config.spatial_stride * dit.patch[1],
         temporal=vae.config.temporal_stride * dit.patch[0],
-        tokenize=functools.partial(text.tokenizer.encode, length=length),
+        **text_reading(config, text.tokenizer),
     )
     sampling = dict(config.sampling)
     sampling.pop("prompts")
@@ -231,7 +240,7 @@ def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
         tokenizer=text.tokenizer,
         settings={
             "fps": data.fps,
-            "text_length": length,
+            "text_length": config.tokenizer.length,
             "shift": noise.shift,
             "shift_tokens": noise.shift_tokens,
             **sampling,

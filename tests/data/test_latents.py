@@ -23,7 +23,9 @@ def record(number: int) -> Record:
     bucket = BUCKETS[number % 2]
     shape = (1 + bucket.frames // 4, bucket.height // 8, bucket.width // 8, 4)
     latents = np.random.default_rng(number).normal(size=shape).astype(np.float16)
-    return Record(latents, bucket, CAPTIONS[number % 3], f"clip {number}.mp4", number, number % 7)
+    return Record(
+        latents, bucket, CAPTIONS[number % 3], f"clip {number}.mp4", number, number % 7, {}
+    )
 
 
 def some(*numbers: int):

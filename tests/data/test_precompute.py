@@ -44,7 +44,15 @@ def make_config(vae_path, **data) -> ConfigDict:
         "bucket_weights": (0.5, 0.5),
         **data,
     }
-    return ConfigDict({"seed": 3, "dtype": "float32", "vae": str(vae_path), "data": settings})
+    return ConfigDict(
+        {
+            "seed": 3,
+            "dtype": "float32",
+            "vae": str(vae_path),
+            "text_encoder": "",
+            "data": settings,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
