@@ -41,6 +41,9 @@ def get_config():
 
     config.vae = "runs/shapes_vae/model"
 
+    # A model folder whose text encoder and tokenizer are used as they are; if empty, new ones are
+    # made, of the sizes below, and the encoder is trained together with the transformer.
+    config.text_encoder = ""
     config.tokenizer = ConfigDict({"vocabulary": 384, "captions": 4000, "length": 32})
     config.text = ConfigDict()
     config.text.width = 128

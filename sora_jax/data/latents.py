@@ -6,12 +6,14 @@ there is none); `file_name`, or nothing for a rendered clip; `clip`, the clip's 
 source; and `draw`, which of several random crops and start times it is. Beside the records are
 latents.json, which names the VAE, and shapes_SPLIT.npy, the shapes of the records in their order.
 
+Where a frozen text encoder read the captions too, a record has its features of each caption, `text`
+float16 [l, D] up to the caption's end, and empty_text.npy has those of the empty caption.
+
 `tfds.builder_from_directory(FOLDER).as_data_source(SPLIT)` reads it too. TensorFlow is not needed.
 """
 
 import contextlib
 import functools
-import hashlib
 import io
 import json
 import shutil
@@ -25,15 +27,17 @@ import tensorflow_datasets as tfds
 
 from sora_jax.buckets import Bucket
 from sora_jax.data.captions import KINDS
+from sora_jax.data.identity import COMMAND, DESCRIPTION, FORMAT, read_description
 from sora_jax.data.source import ClipSource
 
-FORMAT = "sora_jax latents 1"
-DESCRIPTION = "latents.json"
-_COMMAND = "python -m sora_jax.data.precompute --config=configs/NAME.py --output="
+EMPTY_TEXT = "empty_text.npy"
 
 
 class Record(NamedTuple):
-    """One clip: latents [T, h, w, C], the bucket it was read at, and where it is from."""
+    """One clip: latents [T, h, w, C], the bucket it was read at, and where it is from.
+
+    `text` has features [l, D] of each caption, or nothing where there is no frozen text encoder.
+    """
 
     latents: np.ndarray
     bucket: Bucket
@@ -41,6 +45,7 @@ class Record(NamedTuple):
     file_name: str
     clip: int
     draw: int
+    text: Mapping[str, np.ndarray]
 
 
 # Of each split its files, each as a function that gives the records when it is called.
@@ -48,7 +53,11 @@ Shards = Mapping[str, Sequence[Callable[[], Iterator[Record]]]]
 
 
 def write_latents(
-    output: Path, shards: Shards, channels: int, description: Mapping[str, Any]
+    output: Path,
+    shards: Shards,
+    channels: int,
+    description: Mapping[str, Any],
+    empty_text: np.ndarray | None = None,
 ) -> None:
     """Builds beside `output`, and moves the result there when it is whole.
 
@@ -56,8 +65,9 @@ def write_latents(
       output: a folder that does not exist yet, or is empty.
       shards: the records; one file's are held in memory at a time.
       channels: of the latents.
-      description: JSON values for latents.json, which is written last: `vae` (see `vae_identity`),
-        `fps` and what is worth knowing.
+      description: JSON values for latents.json, which is written last: `vae` and `text_encoder`
+        (see `sora_jax.data.identity`), `fps` and what is worth knowing.
+      empty_text: features [l, D] of the empty caption; None for records without text features.
 
     Raises:
       FileExistsError: there is something at `output`.
@@ -68,7 +78,8 @@ def write_latents(
     output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.building-", dir=output.parent))
     try:
-        builder = _Builder(shards, channels, work)
+        text_width = None if empty_text is None else empty_text.shape[1]
+        builder = _Builder(shards, channels, text_width, work)
         with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
             builder.download_and_prepare()
         built = Path(builder.data_dir)
@@ -77,6 +88,8 @@ def write_latents(
             if not shapes:
                 raise ValueError(f"no clip of the split {split!r} could be read: see above why")
             np.save(_shapes_file(built, split), np.array(shapes, np.int32))
+        if empty_text is not None:
+            np.save(built / EMPTY_TEXT, np.asarray(empty_text, np.float16))
         content = json.dumps({"format": FORMAT, **description}, indent=1)
         (built / DESCRIPTION).write_text(content, encoding="utf-8")
         built.rename(output)
@@ -90,65 +103,6 @@ def check_output(output: Path) -> None:
         raise FileExistsError(f"{output} exists: remove it, or name another folder")
 
 
-def vae_identity(folder: str | Path) -> dict[str, Any]:
-    """What tells the VAE of a model folder from others: its parameters and how latents are scaled.
-
-    Raises:
-      FileNotFoundError, ValueError: it is no model folder with a VAE.
-    """
-    folder = Path(folder)
-    weights, description = folder / "vae.safetensors", folder / "model.json"
-    for file in (weights, description):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: give the model folder of a trained VAE")
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        vae = json.loads(description.read_text(encoding="utf-8"))["parts"]["vae"]
-        mean, std = list(vae["latent_mean"]), list(vae["latent_std"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{description} has no latent_mean and latent_std of a VAE") from error
-    return {"sha256": digest, "latent_mean": mean, "latent_std": std}
-
-
-def check_vae(path: str | Path, vae_folder: str | Path) -> None:
-    """Refuses latents that another VAE made than the one that will decode them.
-
-    Args:
-      path: folder of the latents.
-      vae_folder: model folder.
-
-    Raises:
-      FileNotFoundError, ValueError: they do not belong together, or one of them is missing.
-    """
-    made_by, vae = _description(Path(path))["vae"], vae_identity(vae_folder)
-    if made_by["sha256"] != vae["sha256"]:
-        raise ValueError(
-            f"the latents in {path} were made with another VAE (sha256 {made_by['sha256'][:12]}) "
-            f"than {vae_folder} ({vae['sha256'][:12]}): set config.vae to that one, or make them "
-            f"again: {_COMMAND}..."
-        )
-    for name in ("latent_mean", "latent_std"):
-        if not np.array_equal(np.float32(made_by[name]), np.float32(vae[name])):
-            raise ValueError(
-                f"the latents in {path} were normalised with another {name} than that of "
-                f"{vae_folder}: make them again: {_COMMAND}..."
-            )
-
-
-def _description(path: Path) -> dict[str, Any]:
-    file = path / DESCRIPTION
-    if not file.is_file():
-        raise FileNotFoundError(f"no precomputed latents at {path}: {_COMMAND}{path}")
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): make the latents again") from error
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{file} is not of the format {FORMAT!r}: make the latents again")
-    return description
-
-
 def _shapes_file(path: Path, split: str) -> Path:
     return path / f"shapes_{split}.npy"
 
@@ -160,9 +114,10 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     code_path = None  # TFDS would look there for checksums of downloads
     name = "latents"
 
-    def __init__(self, shards: Shards, channels: int, folder: Path):
+    def __init__(self, shards: Shards, channels: int, text_width: int | None, folder: Path):
         self._shards = shards
         self._channels = channels
+        self._text_width = text_width
         self.shapes = {split: [[] for _ in files] for split, files in shards.items()}
         super().__init__(data_dir=folder, file_format="array_record")
 
@@ -181,6 +136,11 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             "clip": np.int64,
             "draw": np.int32,
         }
+        if self._text_width is not None:
+            of_one = tfds.features.Tensor(
+                shape=(None, self._text_width), dtype=np.float16, encoding="bytes"
+            )
+            features["text"] = {kind: of_one for kind in KINDS}
         return tfds.core.DatasetInfo(
             builder=self,
             description="Captioned latents of clips, written by sora_jax.data.precompute.",
@@ -203,17 +163,20 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         for record in records():
             shape = (record.bucket.frames, record.bucket.height, record.bucket.width)
             shapes.append(shape)
-            yield (
-                f"{record.clip}_{record.draw}",
-                {
-                    "latents": np.asarray(record.latents, np.float16),
-                    **dict(zip(("frames", "height", "width"), shape)),
-                    "captions": {kind: record.captions.get(kind, "") for kind in KINDS},
-                    "file_name": record.file_name,
-                    "clip": record.clip,
-                    "draw": record.draw,
-                },
-            )
+            example = {
+                "latents": np.asarray(record.latents, np.float16),
+                **dict(zip(("frames", "height", "width"), shape)),
+                "captions": {kind: record.captions.get(kind, "") for kind in KINDS},
+                "file_name": record.file_name,
+                "clip": record.clip,
+                "draw": record.draw,
+            }
+            if self._text_width is not None:
+                none = np.zeros((0, self._text_width))
+                example["text"] = {
+                    kind: np.asarray(record.text.get(kind, none), np.float16) for kind in KINDS
+                }
+            yield f"{record.clip}_{record.draw}", example
 
 
 class LatentDataset(ClipSource):
@@ -222,6 +185,8 @@ class LatentDataset(ClipSource):
     Args:
       path: the dataset's folder.
       split: "train" or "validation".
+      text_length: rows of the text features that `read` gives, zeros after a caption's end; None to
+        read no text features.
 
     Attributes:
       fps: frame rate of the clips that were encoded.
@@ -229,29 +194,39 @@ class LatentDataset(ClipSource):
 
     Raises:
       FileNotFoundError: there are no latents at `path`.
-      ValueError: `path` has no such split, or is damaged.
+      ValueError: `path` has no such split, no text features that are asked for, or is damaged.
     """
 
-    def __init__(self, path: str | Path, split: str = "train"):
+    def __init__(self, path: str | Path, split: str = "train", *, text_length: int | None = None):
         self.path, self.split = Path(path), split
+        self._text_length = text_length
         self._records = None
-        self.fps = float(_description(self.path)["fps"])
+        self.fps = float(read_description(self.path)["fps"])
         splits = tfds.builder_from_directory(self.path).info.splits
         if split not in splits:
             raise ValueError(f"{path} has no split {split!r}, only {', '.join(splits)}")
         count = splits[split].num_examples
         file = _shapes_file(self.path, split)
-        try:
-            self.shapes = np.load(file)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"{file} cannot be read ({error}): make the latents again: {_COMMAND}{path}"
-            ) from error
+        self.shapes = self._load(file)
+        if text_length is not None:
+            self._empty_text = self._pad(self._load(self.path / EMPTY_TEXT))
         if self.shapes.shape != (count, 3):
             raise ValueError(
                 f"{file} describes {len(self.shapes)} records, and there are {count}: make the "
-                f"latents again: {_COMMAND}{path}"
+                f"latents again: {COMMAND}{path}"
             )
+
+    def _load(self, file: Path) -> np.ndarray:
+        try:
+            return np.load(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{file} cannot be read ({error}): make the latents again: {COMMAND}{self.path}"
+            ) from error
+
+    def _pad(self, text: np.ndarray) -> np.ndarray:
+        """Features [l, D] to [text_length, D]."""
+        return np.pad(text, ((0, self._text_length - len(text)), (0, 0)))
 
     def _record(self, index: int) -> dict[str, Any]:
         if self._records is None:  # opened where it is read: in a worker process, if there are any
@@ -273,7 +248,11 @@ class LatentDataset(ClipSource):
         return _captions(self._record(index))
 
     def read(self, index: int, bucket: Bucket, rng: np.random.Generator) -> dict[str, Any]:
-        """Latents float32 [T, h, w, C] and captions; `rng` is not used, the crops are made."""
+        """Latents float32 [T, h, w, C], captions and, if asked for, text features of each.
+
+        Features are float16 [text_length, D] by kind; the kind "" has those of the empty caption.
+        `rng` is not used: the crops are made.
+        """
         made = Bucket(*map(int, self.shapes[index]))
         if made != bucket:
             raise ValueError(
@@ -281,7 +260,12 @@ class LatentDataset(ClipSource):
                 "train with the buckets of the precomputation, or make the latents again"
             )
         record = self._record(index)
-        return {"latents": record["latents"].astype(np.float32), "captions": _captions(record)}
+        captions = _captions(record)
+        clip = {"latents": record["latents"].astype(np.float32), "captions": captions}
+        if self._text_length is not None:
+            text = {kind: self._pad(record["text"][kind]) for kind in captions}
+            clip["text"] = {**text, "": self._empty_text}
+        return clip
 
 
 def _captions(record: Mapping[str, Any]) -> dict[str, str]:

@@ -162,7 +162,8 @@ def make_loader(
         source and tokenizer must pickle.
       buckets: the shapes; `sora_jax.buckets.assign_all` says which clip goes where.
       batch_size: clips of a bucket's global batch, divisible by `host_count`.
-      tokenize: caption to token numbers [L]; None for batches without text.
+      tokenize: caption to token numbers [L]; None for batches without text, or if the source gives
+        text features, which are then taken instead.
       caption_weights: for each kind of caption how often it is chosen, among the kinds a clip has.
       caption_dropout: how often the caption is replaced by the empty one.
       seed: of the order, the crops and the captions.
@@ -180,7 +181,8 @@ def make_loader(
 
     Returns:
       A loader of dicts: `frames` uint8 [b, F, H, W, 3] or `latents` [b, T, h, w, C], and `tokens`
-      int32 [b, L] if `tokenize` is given, where b = batch_size(bucket) / host_count.
+      int32 [b, L] if `tokenize` is given or `text` [b, L, D] if the source has features, where
+      b = batch_size(bucket) / host_count.
 
     Raises:
       ValueError: an argument out of range, or no clip fits any bucket.
@@ -193,7 +195,7 @@ def make_loader(
             f"epochs={epochs} must be positive (epochs may be None: no end)."
         )
     weights = dict(caption_weights or {})
-    if tokenize is not None:
+    if tokenize is not None or caption_weights is not None:
         _check_captions(weights, caption_dropout)
 
     assignment = assign_all(

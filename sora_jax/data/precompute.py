@@ -1,11 +1,12 @@
-"""Encodes the clips of a run once, so that its training reads latents and runs no VAE.
+"""Encodes the clips of a run once, so that its training runs neither VAE nor frozen text encoder.
 
 python -m sora_jax.data.precompute --config=configs/NAME.py --output=FOLDER [--passes=N]
     [--config.KEY=VALUE ...]
 
 Takes the config of a transformer: its clips, its buckets and the VAE that `config.vae` names. Each
 clip is read at its bucket's exact shape, once for each pass: every pass draws another crop and
-start time (validation has one pass). Training takes them with --config.data.latents=FOLDER. The
+start time (validation has one pass). If `config.text_encoder` names a frozen text encoder, its
+features of the captions are written too. Training takes them with --config.data.latents=FOLDER. The
 output appears whole or not at all. Clips that cannot be read are reported and left out.
 """
 
@@ -13,52 +14,43 @@ import dataclasses
 import functools
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from absl import flags, logging
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 from sora_jax import command
-from sora_jax.buckets import Bucket, assign_all
+from sora_jax.buckets import Bucket
+from sora_jax.data.captions import KINDS
 from sora_jax.data.folder import ClipDataset
-from sora_jax.data.latents import Record, check_output, vae_identity, write_latents
+from sora_jax.data.identity import text_identity, vae_identity
+from sora_jax.data.latents import Record, check_output, write_latents
+from sora_jax.data.precompute_plan import Batch, check_distinct, choose, make_batches, make_files
+from sora_jax.data.progress import Progress
 from sora_jax.data.source import ClipSource
-from sora_jax.models.vae import encode_frames
-from sora_jax.sharding import batch_sharding, make_mesh
+from sora_jax.training.frozen import (
+    CaptionEncoder,
+    Encoder,
+    load_text_encoder,
+    make_frame_encoder,
+    to_half,
+)
 from sora_jax.training.setup import DTYPES, make_source, option
-from sora_jax.weights.parts import LoadedVAE, load_vae
+from sora_jax.weights.parts import load_vae
 
 SPLITS = ("train", "validation")
-_FILE_BYTES = 256 << 20  # the writer holds one file's records in memory
-_BATCH_PIXELS = 1 << 20  # of a batch and device: bounds the memory of the encoder
-_BATCH_CLIPS = 32  # of a batch and device
 _AHEAD = 4  # batches read at the same time and held ready
-_SAID_EVERY = 30.0  # seconds, in a log
 _LISTED = 20  # unreadable clips of a split that are printed too
-
-Encoder = Callable[[np.ndarray], jax.Array]
-
-
-class Batch(NamedTuple):
-    """Clips of one bucket to encode together, `clips` and `draws` int [n], padded to `size`."""
-
-    bucket: Bucket
-    clips: np.ndarray
-    draws: np.ndarray
-    size: int
 
 
 def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> dict[str, Any]:
-    """Writes the latents of a config's clips.
+    """Writes the latents of a config's clips, and text features if its text encoder is frozen.
 
     Args:
       config: of a run of the transformer.
@@ -81,29 +73,35 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
         raise ValueError(
             f"config.data.latents={config.data.latents} are latents already: leave it empty here"
         )
-    identity = vae_identity(config.vae)
-    vae = load_vae(config.vae)
-    if vae_identity(config.vae) != identity:
-        raise ValueError(f"{config.vae} changed while it was read: run again when it is trained")
+    made_with, vae = _load(vae_identity, load_vae, config.vae)
+    text_made_with, text = _load_text(config) if config.text_encoder else (None, None)
     buckets = [Bucket(*shape) for shape in config.data.buckets]
     for bucket in buckets:
         vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
-    _check_distinct(buckets)
+    check_distinct(buckets)
+
+    def clip_bytes(bucket: Bucket) -> int:
+        shape = vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
+        text_numbers = len(KINDS) * text.length * text.width if text else 0
+        return 2 * (int(np.prod(shape)) + text_numbers)
 
     bar = Progress()
-    encode = make_encoder(vae, option(config, "dtype", DTYPES))
+    encode = make_frame_encoder(vae, option(config, "dtype", DTYPES))
     splits = []
     for number, split in enumerate(SPLITS):
         source = make_source(config.data, buckets, held_out=split == "validation")
-        splits.append(_Split(split, source, (config.seed, number), encode, bar))
+        splits.append(_Split(split, source, (config.seed, number), encode, text, bar))
     shards = {}
     for each in splits:
         repeats = passes if each.name == "train" else 1
-        batches = _batches(buckets, _choose(each.name, each.source, buckets), repeats)
+        choice = choose(each.name, each.source, buckets)
+        batches = make_batches(buckets, choice, repeats, jax.device_count())
         bar.total += sum(len(batch.clips) for batch in batches)
-        shards[each.name] = [functools.partial(each.records, some) for some in _files(batches, vae)]
+        files = make_files(batches, clip_bytes)
+        shards[each.name] = [functools.partial(each.records, file) for file in files]
     description = {
-        "vae": identity,
+        "vae": made_with,
+        "text_encoder": text_made_with,
         "fps": float(splits[0].source.fps),
         "seed": config.seed,
         "passes": passes,
@@ -111,81 +109,28 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
         "unreadable": {each.name: each.unreadable for each in splits},  # filled while it writes
     }
     with bar:
-        write_latents(output, shards, vae.config.latent_channels, description)
+        empty_text = text.empty() if text else None
+        write_latents(output, shards, vae.config.latent_channels, description, empty_text)
     return description
 
 
-def make_encoder(vae: LoadedVAE, dtype: Any) -> Encoder:
-    """From uint8 frames [B, F, H, W, 3] to normalised latents float32 [B, T, h, w, C].
-
-    B is a multiple of the number of devices, which share the batch.
-    """
-    mesh = make_mesh()
-    replicated = NamedSharding(mesh, PartitionSpec())
-    frozen = jax.device_put((vae.params, vae.mean, vae.std), replicated)
-
-    @jax.jit
-    def encode(frozen: Any, frames: jax.Array) -> jax.Array:
-        params, mean, std = frozen
-        return encode_frames(vae.config, params, frames, mean, std, dtype)
-
-    return lambda frames: encode(frozen, jax.device_put(frames, batch_sharding(mesh, 5)))
+def _load(
+    identify: Callable[[str], dict[str, Any]], load: Callable[[str], Any], folder: str
+) -> tuple[dict[str, Any], Any]:
+    """The identity of a network and the network; a training run may be writing the folder."""
+    identity = identify(folder)
+    network = load(folder)
+    if identify(folder) != identity:
+        raise ValueError(f"{folder} changed while it was read: run again when it is trained")
+    return identity, network
 
 
-def _check_distinct(buckets: Sequence[Bucket]) -> None:
-    """Refuses buckets so alike that latents of one would be taken for clips of another."""
-    shapes = np.array([(b.frames, b.height, b.width) for b in buckets])
-    for number, choice in enumerate(assign_all(buckets, shapes).choice):
-        if choice != number:
-            raise ValueError(
-                f"buckets {buckets[number]} and {buckets[choice]} are too alike for latents: "
-                "leave one of them out of config.data.buckets"
-            )
-
-
-def _choose(split: str, source: ClipSource, buckets: Sequence[Bucket]) -> np.ndarray:
-    """The number of each clip's bucket, or -1, as the loader chooses it."""
-    assignment = assign_all(buckets, source.shapes)
-    reasons = "; ".join(f"{count} {why}" for why, count in assignment.unassigned.items())
-    if (assignment.choice < 0).all():
-        raise ValueError(
-            f"none of the {len(source)} clips of {split} fits any of the buckets "
-            f"{', '.join(map(str, buckets))}: {reasons or 'there are none'}"
-        )
-    if reasons:
-        print(f"{split}: clips that fit no bucket: {reasons}", file=sys.stderr)
-    return assignment.choice
-
-
-def _batches(buckets: Sequence[Bucket], choice: np.ndarray, passes: int) -> list[Batch]:
-    """Every clip once for each pass, bucket by bucket, and in its order."""
-    devices = jax.device_count()
-    batches = []
-    for number, bucket in enumerate(buckets):
-        clips = np.tile(np.flatnonzero(choice == number), passes)
-        draws = np.repeat(np.arange(passes), len(clips) // passes)
-        pixels = bucket.frames * bucket.height * bucket.width
-        # As large as memory allows, but no larger than there are clips.
-        most = max(min(_BATCH_PIXELS // pixels, _BATCH_CLIPS), 1)
-        size = devices * min(most, -(-len(clips) // devices) or 1)
-        for start in range(0, len(clips), size):
-            part = slice(start, start + size)
-            batches.append(Batch(bucket, clips[part], draws[part], size))
-    return batches
-
-
-def _files(batches: Sequence[Batch], vae: LoadedVAE) -> list[list[Batch]]:
-    """Consecutive batches, so many that each file has about _FILE_BYTES."""
-    files, room = [], 0
-    for batch in batches:
-        if room <= 0:
-            files.append([])
-            room = _FILE_BYTES
-        files[-1].append(batch)
-        bucket = batch.bucket
-        latent = vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
-        room -= len(batch.clips) * 2 * int(np.prod(latent))
-    return files
+def _load_text(config: ConfigDict) -> tuple[dict[str, Any], CaptionEncoder]:
+    """The identity of a frozen text encoder and the encoder."""
+    length = config.tokenizer.length
+    identify = functools.partial(text_identity, length=length)
+    identity, parts = _load(identify, load_text_encoder, config.text_encoder)
+    return identity, CaptionEncoder(parts, length, option(config, "dtype", DTYPES))
 
 
 @dataclasses.dataclass
@@ -196,7 +141,8 @@ class _Split:
     source: ClipSource
     seed: tuple[int, int]
     encode: Encoder
-    bar: "Progress"
+    text: CaptionEncoder | None
+    bar: Progress
     unreadable: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def records(self, batches: Sequence[Batch]) -> Iterator[Record]:
@@ -206,23 +152,27 @@ class _Split:
             self.bar.advance(len(batch.clips))
             if not records:
                 continue
-            latents = self.encode(frames)  # returns before it is done
+            # Both return before they are done.
+            latents = self.encode(frames)
+            text = None
+            if self.text:
+                text = self.text.start([record.captions for record in records], batch.size)
             if pending:
                 yield from self._done(*pending)
-            pending = latents, records
+            pending = records, latents, text
         if pending:
             yield from self._done(*pending)
 
-    def _done(self, latents: jax.Array, records: Sequence[Record]) -> Iterator[Record]:
-        for record, one in zip(records, np.asarray(latents)):
-            with np.errstate(over="ignore"):
-                half = one.astype(np.float16)
-            if not np.isfinite(half).all():
-                raise ValueError(
-                    f"the VAE makes latents of clip {record.clip} of {self.name} that float16 "
-                    "cannot hold: train it again, at a lower learning rate"
-                )
-            yield record._replace(latents=half)
+    def _done(
+        self,
+        records: Sequence[Record],
+        latents: jax.Array,
+        text: tuple[np.ndarray, jax.Array] | None,
+    ) -> Iterator[Record]:
+        texts = self.text.finish(*text) if text else [{}] * len(records)
+        for record, one, features in zip(records, np.asarray(latents), texts):
+            half = to_half(one, "VAE", f"clip {record.clip} of {self.name}")
+            yield record._replace(latents=half, text=features)
 
     def _read_ahead(
         self, batches: Sequence[Batch]
@@ -259,50 +209,8 @@ class _Split:
                 reason = f"{type(error).__name__}: {error}"
                 failed.append({"clip": clip, "file_name": name, "reason": reason})
                 continue
-            records.append(Record(None, bucket, read["captions"], name, clip, draw))
+            records.append(Record(None, bucket, read["captions"], name, clip, draw, {}))
         return batch, frames, records, failed
-
-
-class Progress:
-    """A bar on a terminal; in a log a line now and then, with the rate and the time left.
-
-    Attributes:
-      total: clips there are to do.
-    """
-
-    def __init__(self):
-        self.total = 0
-        self._done = 0
-        self._bar = None
-
-    def __enter__(self) -> "Progress":
-        self._started = self._said = time.monotonic()
-        if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(total=self.total, desc="encoded", unit="clip")
-        return self
-
-    def advance(self, clips: int) -> None:
-        self._done += clips
-        if self._bar is not None:
-            self._bar.update(clips)
-            return
-        now = time.monotonic()
-        if now - self._said > _SAID_EVERY or self._done == self.total:
-            self._said = now
-            rate = self._done / max(now - self._started, 1e-3)
-            left = (self.total - self._done) / rate
-            self.say(
-                f"encoded {self._done} of {self.total} clips, {rate:.1f} a second, "
-                f"{int(left // 60)} min {int(left % 60)} s left"
-            )
-
-    def say(self, line: str) -> None:
-        tqdm.tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def main(argv: Sequence[str]) -> int:

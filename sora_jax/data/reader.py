@@ -18,7 +18,7 @@ ReadClip = tuple[dict[str, Any], Failures, int]
 
 
 class Reader:
-    """Reads one clip of a bucket, chooses its caption and tokenizes it: grain's random map.
+    """Reads one clip of a bucket and chooses its caption's tokens or features: grain's random map.
 
     A call takes the clip's position among the bucket's clips and returns its arrays, the clips that
     failed before it with their errors, and 1 if it has no caption of a wanted kind, else 0.
@@ -54,16 +54,19 @@ class Reader:
         # nothing else. Each read has a generator of its own: grain reuses `rng` for other clips.
         key, pick, drop = int(rng.integers(2**63)), rng.random(), rng.random()
         clip, failures = self._read(int(position), key)
-        captions = clip.pop("captions")
-        if self._tokenize is None:
+        captions, features = clip.pop("captions"), clip.pop("text", None)
+        if self._tokenize is None and features is None:
             return clip, failures, 0
         kinds = [kind for kind, weight in self._caption_weights.items() if weight]
         kinds = [kind for kind in kinds if captions.get(kind)]
-        caption = ""
+        kind = ""  # of the empty caption
         if kinds and drop >= self._caption_dropout:
             edges = np.cumsum([self._caption_weights[kind] for kind in kinds])
-            caption = captions[kinds[int(np.searchsorted(edges[:-1], pick * edges[-1], "right"))]]
-        clip["tokens"] = np.asarray(self._tokenize(caption), np.int32)
+            kind = kinds[int(np.searchsorted(edges[:-1], pick * edges[-1], "right"))]
+        if features is not None:
+            clip["text"] = features[kind]
+        else:
+            clip["tokens"] = np.asarray(self._tokenize(captions.get(kind, "")), np.int32)
         return clip, failures, int(not kinds)
 
     def _read(self, position: int, key: int) -> tuple[dict[str, Any], Failures]:

@@ -34,6 +34,7 @@ class ClipSource(Protocol):
 
         Returns:
           `frames` uint8 [F, H, W, 3] (or `latents` float32 [T, h, w, C]) and `captions`, a dict
-          from kind ("short", "detailed") to text.
+          from kind ("short", "detailed") to text. With precomputed text features also `text`, a
+          dict from kind, and from "" for the empty caption, to float16 [L, D].
         """
         ...

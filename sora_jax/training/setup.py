@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from sora_jax.buckets import Bucket, batch_size
 from sora_jax.data.folder import ClipDataset
-from sora_jax.data.latents import LatentDataset, check_vae
+from sora_jax.data.identity import check_text, check_vae, has_text
+from sora_jax.data.latents import LatentDataset
 from sora_jax.data.loader import Loader, make_loader
 from sora_jax.data.source import ClipSource
 from sora_jax.data.worlds.shapes import Shapes
@@ -23,6 +24,7 @@ from sora_jax.models.dit import REMAT, DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
+from sora_jax.training.frozen import TextParts, load_text_encoder
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
@@ -66,10 +68,24 @@ def option(config: ConfigDict, name: str, options: Mapping[str, Any]) -> Any:
     return options[config[name]]
 
 
-def make_source(data: ConfigDict, buckets: Sequence[Bucket], *, held_out: bool) -> ClipSource:
-    """The clips of `data`: those of a dataset folder, or of the rendered world if it has none."""
+def make_source(
+    data: ConfigDict,
+    buckets: Sequence[Bucket],
+    *,
+    held_out: bool,
+    text_length: int | None = None,
+) -> ClipSource:
+    """The clips of `data`: those of a dataset folder, or of the rendered world if it has none.
+
+    Args:
+      data: of a run's config.
+      buckets: shapes that the rendered world has.
+      held_out: the clips that training never draws.
+      text_length: tokens of the text features to read beside latents; None for none.
+    """
     if data.get("latents"):
-        return LatentDataset(data.latents, "validation" if held_out else "train")
+        split = "validation" if held_out else "train"
+        return LatentDataset(data.latents, split, text_length=text_length)
     if data.folder:
         return ClipDataset(data.folder, "validation" if held_out else "train", fps=data.fps)
     length = 64 * len(buckets) if held_out else data.clips
@@ -86,13 +102,21 @@ class Data:
     fps: float
 
 
-def make_data(config: ConfigDict, *, spatial: int, temporal: int, tokenize: Any = None) -> Data:
+def make_data(
+    config: ConfigDict,
+    *,
+    spatial: int,
+    temporal: int,
+    tokenize: Any = None,
+    text_length: int | None = None,
+) -> Data:
     """Loaders of this host, and a fixed set of held-out batches in memory.
 
     Args:
       config: of the run.
       spatial, temporal: pixels of a side and frames that make one token.
       tokenize: caption to tokens, or None.
+      text_length: see `make_source`.
 
     Raises:
       ValueError, OSError: there is nothing to hold out, or no clip for the buckets.
@@ -123,12 +147,16 @@ def make_data(config: ConfigDict, *, spatial: int, temporal: int, tokenize: Any 
         "host_count": jax.process_count(),
         "workers": data.workers,
     }
-    source = make_source(data, buckets, held_out=False)
+    source = make_source(data, buckets, held_out=False, text_length=text_length)
     loader = make_loader(
         source, buckets, seed=config.seed, caption_dropout=data.caption_dropout, **common
     )
     validation = make_loader(
-        make_source(data, buckets, held_out=True), buckets, shuffle=False, epochs=1, **common
+        make_source(data, buckets, held_out=True, text_length=text_length),
+        buckets,
+        shuffle=False,
+        epochs=1,
+        **common,
     )
     held_out = [batch for batch, _ in zip(validation, range(data.held_out_batches))]
     validation.close()
@@ -163,47 +191,70 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     )
 
 
+def make_text(config: ConfigDict) -> TextParts:
+    """The text encoder that a run of the transformer names, or a new one to train with it."""
+    if config.text_encoder:
+        return load_text_encoder(config.text_encoder)
+    tokenizer = make_tokenizer(config)
+    sizes = from_settings(TextConfig, {**config.text, "vocabulary": tokenizer.vocabulary})
+    return TextParts(tokenizer, sizes, None)
+
+
+def text_reading(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """How `make_data` reads captions: as features that a frozen encoder made of them, or tokens.
+
+    Raises:
+      FileNotFoundError, ValueError: the features are of another encoder.
+    """
+    length, latents = config.tokenizer.length, config.data.latents
+    if config.text_encoder and latents and has_text(latents):
+        check_text(latents, config.text_encoder, length)
+        return {"text_length": length}
+    return {"tokenize": functools.partial(tokenizer.encode, length=length)}
+
+
 def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
     """The transformer, its text encoder and its clips or latents."""
     option(config, "remat", REMAT)
     vae = load_vae(config.vae)
     if config.data.latents:
         check_vae(config.data.latents, config.vae)
-    tokenizer = make_tokenizer(config)
+    text = make_text(config)
     dit = from_settings(
         DiTConfig,
         {
             **config.dit,
             "latent_channels": vae.config.latent_channels,
-            "text_width": config.text.width,
+            "text_width": text.config.width,
         },
     )
     for shape in config.data.buckets:
         dit.grid(vae.config.latent_shape(*shape)[:3])
-    text = from_settings(TextConfig, {**config.text, "vocabulary": tokenizer.vocabulary})
     noise = from_settings(NoiseConfig, config.noise)
-    length = config.tokenizer.length
     data = make_data(
         config,
         spatial=vae.config.spatial_stride * dit.patch[1],
         temporal=vae.config.temporal_stride * dit.patch[0],
-        tokenize=functools.partial(tokenizer.encode, length=length),
+        **text_reading(config, text.tokenizer),
     )
     sampling = dict(config.sampling)
     sampling.pop("prompts")
+    frozen = {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std}
+    if text.params is not None:
+        frozen["text"] = text.params
     task = DiTTask(
         dit,
-        text,
+        text.config,
         vae.config,
         option(config, "dtype", DTYPES),
         noise,
         dict(config.patterns),
-        {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std},
+        frozen,
         remat=config.remat,
-        tokenizer=tokenizer,
+        tokenizer=text.tokenizer,
         settings={
             "fps": data.fps,
-            "text_length": length,
+            "text_length": config.tokenizer.length,
             "shift": noise.shift,
             "shift_tokens": noise.shift_tokens,
             **sampling,

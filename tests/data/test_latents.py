@@ -11,13 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sora_jax.buckets import Bucket
-from sora_jax.data.latents import (
-    LatentDataset,
-    Record,
-    check_vae,
-    vae_identity,
-    write_latents,
-)
+from sora_jax.data.identity import check_vae, vae_identity
+from sora_jax.data.latents import LatentDataset, Record, write_latents
 from sora_jax.data.loader import make_loader
 
 BUCKETS = (Bucket(1, 16, 24), Bucket(5, 16, 16))
@@ -28,7 +23,9 @@ def record(number: int) -> Record:
     bucket = BUCKETS[number % 2]
     shape = (1 + bucket.frames // 4, bucket.height // 8, bucket.width // 8, 4)
     latents = np.random.default_rng(number).normal(size=shape).astype(np.float16)
-    return Record(latents, bucket, CAPTIONS[number % 3], f"clip {number}.mp4", number, number % 7)
+    return Record(
+        latents, bucket, CAPTIONS[number % 3], f"clip {number}.mp4", number, number % 7, {}
+    )
 
 
 def some(*numbers: int):

@@ -1,6 +1,5 @@
 """Precomputed latents are what training would have encoded, of every clip that can be read."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -10,53 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from flax import linen as nn
 from ml_collections import ConfigDict
+from tiny_folders import MEAN, STD, VAE, randomised, save_vae
 
 from sora_jax import video_io
 from sora_jax.buckets import Bucket
 from sora_jax.data import folder
-from sora_jax.data.latents import LatentDataset, check_vae
-from sora_jax.data.precompute import Progress, precompute
+from sora_jax.data.identity import check_vae
+from sora_jax.data.latents import LatentDataset
+from sora_jax.data.precompute import precompute
+from sora_jax.data.progress import Progress
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
-from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.setup import make_source
-from sora_jax.weights.model_folder import Part, save_model
 
-VAE = VAEConfig(
-    encoder_width=8,
-    decoder_width=4,
-    multipliers=(1, 2),
-    blocks=1,
-    temporal=(True,),
-    latent_channels=4,
-    patch=4,
-)
-MEAN, STD = np.float32([0.1, -0.2, 0.3, 0.0]), np.float32([0.5, 0.2, 0.4, 0.1])
 BUCKETS = ((1, 16, 16), (5, 16, 24))
-
-
-def randomised(init, config):
-    """Parameters none of which is zero or one, as an init would leave some."""
-    shapes = nn.meta.unbox(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), shapes)
 
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
     """Folder and parameters of a tiny random VAE."""
     path = tmp_path_factory.mktemp("vae")
-    params = randomised(init_vae, VAE)
-    settings = {
-        **dataclasses.asdict(VAE),
-        "latent_mean": MEAN.tolist(),
-        "latent_std": STD.tolist(),
-    }
-    save_model(path, {"vae": Part(settings, params)}, {"fps": 8.0})
-    return path, params
+    return path, save_vae(path)
 
 
 def make_config(vae_path, **data) -> ConfigDict:
@@ -69,7 +44,15 @@ def make_config(vae_path, **data) -> ConfigDict:
         "bucket_weights": (0.5, 0.5),
         **data,
     }
-    return ConfigDict({"seed": 3, "dtype": "float32", "vae": str(vae_path), "data": settings})
+    return ConfigDict(
+        {
+            "seed": 3,
+            "dtype": "float32",
+            "vae": str(vae_path),
+            "text_encoder": "",
+            "data": settings,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
