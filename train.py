@@ -43,7 +43,7 @@ def run(config, workdir):
     mesh = make_mesh(dict(config.mesh))
     task, data = make_task(config)
     if not (data.loader.report.unassigned or data.loader.report.empty):  # a warning already
-        logger.info("clips in buckets:\n%s", data.loader.report)
+        logger.info("buckets:\n%s", data.loader.report)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
     loop = setup.make_loop_config(config)
     on_save = functools.partial(write_samples, config) if config.task == "dit" else None

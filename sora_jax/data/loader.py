@@ -223,7 +223,8 @@ def make_loader(
         raise ValueError(_no_clips(source.shapes, buckets, assignment.unassigned))
     if host_index == 0:
         lost = report.unassigned or report.empty
-        logging.log(logging.WARNING if lost else logging.INFO, "clips in buckets:\n%s", report)
+        level = logging.WARNING if lost else logging.INFO
+        logging.log(level, "buckets of %s:\n%s", source, report)
 
     streams, counts = [], []
     for bucket, clips, size in zip(buckets, members, sizes):

@@ -53,7 +53,7 @@ class BucketReport:
         for row in self.rows:
             note = ""
             if not row.clips:
-                note = "  EMPTY: never trained on"
+                note = "  EMPTY: no clip goes here"
             elif row.clips < row.batch_size:
                 note = "  fewer clips than the batch: they repeat within it"
             lines.append(

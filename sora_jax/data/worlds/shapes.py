@@ -332,6 +332,9 @@ class Shapes:
         rng = np.random.default_rng(self._key)
         self.shapes = table[rng.choice(len(buckets), size=length, p=share / share.sum())]
 
+    def __repr__(self) -> str:
+        return f"Shapes({len(self)} clips, seed={self._key[0]}, {self._split!r})"
+
     def __len__(self) -> int:
         return len(self.shapes)
 
