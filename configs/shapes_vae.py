@@ -27,6 +27,7 @@ def get_config():
     config.data.workers = 0
     config.data.held_out_batches = 24
 
+    config.init = ""  # a model folder whose VAE to start from
     config.vae = ConfigDict()
     config.vae.encoder_width = 16
     config.vae.decoder_width = 24

@@ -122,11 +122,31 @@ def make_data(config: ConfigDict, *, spatial: int, temporal: int, tokenize: Any 
     return Data(loader, held_out, source.fps)
 
 
+def start_of_vae(folder: str, config: VAEConfig) -> Any:
+    """Parameters of the VAE of a model folder, to train on; None if no folder is given.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, damaged, or of another configuration.
+    """
+    if not folder:
+        return None
+    vae = load_vae(folder)
+    for name, wanted in dataclasses.asdict(config).items():
+        found = getattr(vae.config, name)
+        if found != wanted:
+            raise ValueError(
+                f"config.init={folder} holds a VAE with {name} {found}, and config.vae.{name} is "
+                f"{wanted}; make the two the same"
+            )
+    return vae.params
+
+
 def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
     """The VAE and its clips."""
     settings = from_settings(VAEConfig, config.vae)
     for shape in config.data.buckets:
         settings.latent_shape(*shape)
+    start = start_of_vae(config.init, settings)
     data = make_data(config, spatial=settings.spatial_stride, temporal=settings.temporal_stride)
     seen = {tuple(batch["frames"].shape): batch for batch in data.held_out}
     task = VAETask(
@@ -136,6 +156,7 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
         gradient_weight=config.loss.gradient,
         fps=data.fps,
         show=list(seen.values()),
+        start=start,
     )
     return task, data
 

@@ -29,6 +29,7 @@ class VAETask:
       gradient_weight: of the multi-scale gradient term, relative to L1.
       fps: written into the model folder.
       show: a few held-out batches whose reconstructions are written with the model.
+      start: parameters to start from; None to draw them.
     """
 
     config: VAEConfig
@@ -37,10 +38,19 @@ class VAETask:
     gradient_weight: float
     fps: float
     show: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    start: Any = None
     frozen: Any = None
 
     def init(self, key: jax.Array) -> Any:
-        return init_vae(self.config, key)
+        drawn = init_vae(self.config, key)
+        if self.start is None:
+            return drawn
+        return jax.tree.map(
+            lambda box, x: box.replace_boxed(jnp.asarray(x)),
+            drawn,
+            self.start,
+            is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+        )
 
     def _reconstruct(self, params: Any, frames: jax.Array, key: jax.Array | None) -> tuple:
         x = to_float(frames)
