@@ -22,6 +22,7 @@ from sora_jax.language.tokenizer import train as train_tokenizer
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
+from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.vae_task import VAETask
@@ -141,8 +142,8 @@ def start_of_vae(folder: str, config: VAEConfig) -> Any:
     return vae.params
 
 
-def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
-    """The VAE and its clips."""
+def make_vae_task(config: ConfigDict) -> tuple[VAETask | AdversarialTask, Data]:
+    """The VAE, with a discriminator beside it if its loss has a weight, and its clips."""
     settings = from_settings(VAEConfig, config.vae)
     for shape in config.data.buckets:
         settings.latent_shape(*shape)
@@ -158,6 +159,8 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
         show=list(seen.values()),
         start=start,
     )
+    if config.loss.adversarial:
+        task = AdversarialTask(task, config.loss.adversarial)
     return task, data
 
 

@@ -59,9 +59,10 @@ class VAETask:
         noise = jnp.zeros(shape) if key is None else jax.random.normal(key, shape)
         return x, *VAE(self.config, self.dtype).apply({"params": params}, x, noise)
 
-    def loss(
-        self, params: Any, frozen: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
+    def compare(
+        self, params: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, jax.Array, jax.Array]:
+        """The loss, what is logged of it, and the frames and their reconstruction in floats."""
         x, y, mean, logvar = self._reconstruct(params, batch["frames"], key)
         l1, l2 = jnp.mean(jnp.abs(x - y)), jnp.mean(jnp.square(x - y))
         gradient = gradient_loss(x, y)
@@ -69,12 +70,19 @@ class VAETask:
         # L1 alone is content to leave out what is small and rare; the square is not.
         loss = l1 + l2 + self.gradient_weight * gradient + self.kl_weight * kl
         mse = jnp.mean(jnp.square(x - jnp.clip(y, -1.0, 1.0)))
-        return loss, {
+        metrics = {
             "l1": l1,
             "gradient": gradient,
             "kl": kl,
             "psnr": 10.0 * jnp.log10(4.0 / mse),
         }
+        return loss, metrics, x, y
+
+    def loss(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        loss, metrics, _, _ = self.compare(params, batch, key)
+        return loss, metrics
 
     def evaluate(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
         x, y, mean, logvar = self._reconstruct(params, batch["frames"], None)

@@ -14,8 +14,10 @@ from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.models.vae import init_vae
 from sora_jax.training import setup
+from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.optimizer import make_optimizer
+from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
 
 PRETRAINED = str(pathlib.Path(setup.__file__).parents[1] / "pretrained")
@@ -72,6 +74,13 @@ def test_a_vae_starts_from_that_of_a_model_folder():
     boxed = jax.eval_shape(task.init, jax.random.key(0))
     drawn = jax.eval_shape(lambda key: init_vae(task.config, key), jax.random.key(0))
     assert nn.get_partition_spec(boxed) == nn.get_partition_spec(drawn)
+
+
+@pytest.mark.parametrize(("weight", "kind"), [(0.0, VAETask), (0.1, AdversarialTask)])
+def test_a_discriminator_is_trained_only_where_its_loss_has_a_weight(weight, kind):
+    task, data = setup.make_vae_task(vae_config(**{"loss.adversarial": weight}))
+    data.loader.close()
+    assert type(task) is kind
 
 
 def test_a_transformer_without_its_vae_is_refused():
