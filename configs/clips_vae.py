@@ -27,6 +27,6 @@ def get_config():
 
     config.vae.latent_channels = 16
     config.optimizer.muon_learning_rate = 0.01
-    config.loss = ConfigDict({"kl": 1e-5, "gradient": 0.5})
+    config.loss = ConfigDict({"kl": 1e-5, "gradient": 0.5, "adversarial": 0.0})
     config.loop.steps = 6000
     return config

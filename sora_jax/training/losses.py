@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import nn
 
 from sora_jax.diffusion.flow import LEVEL_FLOOR
 
@@ -34,6 +35,14 @@ def flow_loss(
 def kl_loss(mean: jax.Array, logvar: jax.Array) -> jax.Array:
     """Mean over latents of KL(N(mean, exp(logvar)) || N(0, 1)), in nats."""
     return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+
+
+def hinge_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """A discriminator's loss: scores of real frames are to be above 1, of fake ones below -1.
+
+    What is that far on its side pulls no more (arXiv 1705.02894).
+    """
+    return jnp.mean(nn.relu(1.0 - real)) + jnp.mean(nn.relu(1.0 + fake))
 
 
 def halve(x: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ from sora_jax.language.tokenizer import train as train_tokenizer
 from sora_jax.models.dit import REMAT, DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
+from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.frozen import TextParts, load_text_encoder
 from sora_jax.training.loop import LoopConfig
@@ -163,11 +164,31 @@ def make_data(
     return Data(loader, held_out, source.fps)
 
 
-def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
-    """The VAE and its clips."""
+def start_of_vae(folder: str, config: VAEConfig) -> Any:
+    """Parameters of the VAE of a model folder, to train on; None if no folder is given.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, damaged, or of another configuration.
+    """
+    if not folder:
+        return None
+    vae = load_vae(folder)
+    for name, wanted in dataclasses.asdict(config).items():
+        found = getattr(vae.config, name)
+        if found != wanted:
+            raise ValueError(
+                f"config.init={folder} holds a VAE with {name} {found}, and config.vae.{name} is "
+                f"{wanted}; make the two the same"
+            )
+    return vae.params
+
+
+def make_vae_task(config: ConfigDict) -> tuple[VAETask | AdversarialTask, Data]:
+    """The VAE, with a discriminator beside it if its loss has a weight, and its clips."""
     settings = from_settings(VAEConfig, config.vae)
     for shape in config.data.buckets:
         settings.latent_shape(*shape)
+    start = start_of_vae(config.init, settings)
     data = make_data(config, spatial=settings.spatial_stride, temporal=settings.temporal_stride)
     seen = {tuple(batch["frames"].shape): batch for batch in data.held_out}
     task = VAETask(
@@ -177,7 +198,10 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask, Data]:
         gradient_weight=config.loss.gradient,
         fps=data.fps,
         show=list(seen.values()),
+        start=start,
     )
+    if config.loss.adversarial:
+        task = AdversarialTask(task, config.loss.adversarial)
     return task, data
 
 

@@ -29,6 +29,7 @@ class VAETask:
       gradient_weight: of the multi-scale gradient term, relative to L1.
       fps: written into the model folder.
       show: a few held-out batches whose reconstructions are written with the model.
+      start: parameters to start from; None to draw them.
     """
 
     config: VAEConfig
@@ -37,10 +38,19 @@ class VAETask:
     gradient_weight: float
     fps: float
     show: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    start: Any = None
     frozen: Any = None
 
     def init(self, key: jax.Array) -> Any:
-        return init_vae(self.config, key)
+        drawn = init_vae(self.config, key)
+        if self.start is None:
+            return drawn
+        return jax.tree.map(
+            lambda box, x: box.replace_boxed(jnp.asarray(x)),
+            drawn,
+            self.start,
+            is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+        )
 
     def _reconstruct(self, params: Any, frames: jax.Array, key: jax.Array | None) -> tuple:
         x = to_float(frames)
@@ -49,9 +59,10 @@ class VAETask:
         noise = jnp.zeros(shape) if key is None else jax.random.normal(key, shape)
         return x, *VAE(self.config, self.dtype).apply({"params": params}, x, noise)
 
-    def loss(
-        self, params: Any, frozen: Any, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
+    def compare(
+        self, params: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, jax.Array, jax.Array]:
+        """The loss, what is logged of it, and the frames and their reconstruction in floats."""
         x, y, mean, logvar = self._reconstruct(params, batch["frames"], key)
         l1, l2 = jnp.mean(jnp.abs(x - y)), jnp.mean(jnp.square(x - y))
         gradient = gradient_loss(x, y)
@@ -59,12 +70,19 @@ class VAETask:
         # L1 alone is content to leave out what is small and rare; the square is not.
         loss = l1 + l2 + self.gradient_weight * gradient + self.kl_weight * kl
         mse = jnp.mean(jnp.square(x - jnp.clip(y, -1.0, 1.0)))
-        return loss, {
+        metrics = {
             "l1": l1,
             "gradient": gradient,
             "kl": kl,
             "psnr": 10.0 * jnp.log10(4.0 / mse),
         }
+        return loss, metrics, x, y
+
+    def loss(
+        self, params: Any, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        loss, metrics, _, _ = self.compare(params, batch, key)
+        return loss, metrics
 
     def evaluate(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
         x, y, mean, logvar = self._reconstruct(params, batch["frames"], None)

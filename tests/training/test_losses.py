@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from sora_jax.diffusion.flow import LEVEL_FLOOR, add_noise, clean_from_velocity
-from sora_jax.training.losses import flow_loss, gradient_loss, kl_loss
+from sora_jax.training.losses import flow_loss, gradient_loss, hinge_loss, kl_loss
 
 SHAPE = (3, 4, 2, 3, 5)
 LEVELS = np.float32([[0.5, 0.5, 0.5, 0.5], [0.0, 0.9, 0.9, 0.9], [0.01, 0.3, 0.01, 1.0]])
@@ -86,6 +86,13 @@ def test_kl_is_the_integral():
         expected.append(np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x))
     assert expected[0] == pytest.approx(0, abs=1e-9)
     np.testing.assert_allclose(kl_loss(mean, logvar), np.mean(expected), rtol=1e-5)
+
+
+def test_hinge_loss_ends_at_the_margin():
+    real, fake = np.float32([2.0, 1.0, 0.5, -1.0]), np.float32([-3.0, -1.0, 0.0])
+    assert float(hinge_loss(real, fake)) == pytest.approx((0.5 + 2.0) / 4 + 1.0 / 3)
+    pulls = jax.grad(hinge_loss, (0, 1))(np.float32([2.0, 0.5]), np.float32([-2.0, -0.5]))
+    np.testing.assert_allclose(pulls, [[0.0, -0.5], [0.0, 0.5]])
 
 
 def gradient_reference(x, y, scales):

@@ -1,17 +1,26 @@
 """Configs that cannot work are refused before anything is compiled."""
 
 import dataclasses
+import pathlib
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import clips_dit, clips_vae, shapes_dit, shapes_vae
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
+from sora_jax.models.vae import init_vae
 from sora_jax.training import setup
+from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.optimizer import make_optimizer
+from sora_jax.training.vae_task import VAETask
+from sora_jax.weights.parts import load_vae
+
+PRETRAINED = str(pathlib.Path(setup.__file__).parents[1] / "pretrained")
 
 
 def vae_config(**changes) -> ConfigDict:
@@ -49,11 +58,30 @@ def test_held_out_batches_are_of_clips_that_training_never_draws():
         ({"dtype": "float23"}, "config.dtype='float23' is unknown.*bfloat16"),
         ({"vae.temporal": (True,)}, "one entry fewer than multipliers"),
         ({"vae": ConfigDict({"depth": 3})}, "VAEConfig has no field 'depth'"),
+        ({"init": "nowhere"}, "nowhere holds no model"),
+        ({"init": PRETRAINED, "vae.blocks": 2}, "blocks 1, and config.vae.blocks is 2"),
     ],
 )
 def test_a_vae_that_cannot_be_trained_is_refused(changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         setup.make_vae_task(vae_config(**changes))
+
+
+def test_a_vae_starts_from_that_of_a_model_folder():
+    task, data = setup.make_vae_task(vae_config(init=PRETRAINED))
+    data.loader.close()
+    params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
+    np.testing.assert_equal(jax.device_get(params), load_vae(PRETRAINED).params)
+    boxed = jax.eval_shape(task.init, jax.random.key(0))
+    drawn = jax.eval_shape(lambda key: init_vae(task.config, key), jax.random.key(0))
+    assert nn.get_partition_spec(boxed) == nn.get_partition_spec(drawn)
+
+
+@pytest.mark.parametrize(("weight", "kind"), [(0.0, VAETask), (0.1, AdversarialTask)])
+def test_a_discriminator_is_trained_only_where_its_loss_has_a_weight(weight, kind):
+    task, data = setup.make_vae_task(vae_config(**{"loss.adversarial": weight}))
+    data.loader.close()
+    assert type(task) is kind
 
 
 def test_a_transformer_without_its_vae_is_refused():

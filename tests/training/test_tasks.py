@@ -1,4 +1,4 @@
-"""The tasks' losses and gradients are the same on any mesh."""
+"""The tasks: the same on any mesh, and the VAE and its discriminator against each other."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,22 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from sora_jax.buckets import Bucket
+from sora_jax.data.loader import make_loader
+from sora_jax.data.worlds.shapes import Shapes
+from sora_jax.models.discriminator import Discriminator
 from sora_jax.models.dit import DiTConfig
+from sora_jax.models.pixels import to_float
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.sharding import make_mesh, tree_shardings
+from sora_jax.training import loop
+from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
-from sora_jax.training.loop import place_batch
+from sora_jax.training.loop import LoopConfig, place_batch, train
+from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.vae_task import VAETask
+from sora_jax.weights.parts import load_vae
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 VAE = VAEConfig(4, 4, (1, 2), 1, (True,), 4, patch=2)
@@ -38,6 +47,13 @@ def vae():
     task = VAETask(VAE, jnp.float32, kl_weight=0.1, gradient_weight=0.5, fps=8.0)
     batch = {"frames": np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8, 3), np.uint8)}
     return task, batch
+
+
+@pytest.fixture(scope="module")
+def adversarial(vae):
+    """The VAE with a discriminator beside it."""
+    task, batch = vae
+    return AdversarialTask(task, weight=0.3), batch
 
 
 def draw_params(task):
@@ -69,14 +85,15 @@ def differentiate(task, batch, mesh):
 
 
 @pytest.fixture(scope="module")
-def single(dit, vae):
+def single(dit, vae, adversarial):
     """By the name of the task, its loss and gradients on one device."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    return {"dit": differentiate(*dit, mesh), "vae": differentiate(*vae, mesh)}
+    tasks = {"dit": dit, "vae": vae, "adversarial": adversarial}
+    return {name: differentiate(*task, mesh) for name, task in tasks.items()}
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("name", ["dit", "vae"])
+@pytest.mark.parametrize("name", ["dit", "vae", "adversarial"])
 def test_a_mesh_changes_nothing(request, single, name, mesh):
     loss, gradients = differentiate(*request.getfixturevalue(name), make_mesh(mesh))
     expected_loss, expected = single[name]
@@ -87,3 +104,90 @@ def test_a_mesh_changes_nothing(request, single, name, mesh):
         scale = np.abs(wanted).max()
         assert scale > 0, path
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * scale, err_msg=str(path))
+
+
+def assert_equal(found, wanted):
+    """Gradients that two programs computed, up to their rounding."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def largest(tree):
+    return max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
+
+
+def test_each_adversarial_term_moves_one_network(adversarial):
+    task, batch = adversarial
+    batch = {"frames": batch["frames"][:2]}
+    params, key = draw_params(task), jax.random.key(3)
+
+    def score(params, frames):
+        return Discriminator().apply({"params": params["discriminator"]}, frames)
+
+    def reconstruction(params):
+        return task.vae.compare(params["vae"], batch, key)[3]
+
+    def generator(params):
+        return -jnp.mean(score(params, reconstruction(params)))
+
+    def judge(params):
+        fake, real = jax.lax.stop_gradient(reconstruction(params)), to_float(batch["frames"])
+        return jnp.mean(jnp.maximum(1 - score(params, real), 0)) + jnp.mean(
+            jnp.maximum(1 + score(params, fake), 0)
+        )
+
+    def alone(params):
+        return task.vae.loss(params["vae"], None, batch, key)[0]
+
+    @jax.jit
+    def separately(params):
+        return [jax.value_and_grad(term)(params) for term in (alone, generator, judge)]
+
+    (_, vae), (score_loss, pull), (judge_loss, teach) = separately(params)
+    found, metrics = jax.jit(jax.grad(task.loss, has_aux=True))(params, None, batch, key)
+    # What the discriminator learns says nothing to the VAE, nor the VAE's aim to the discriminator.
+    vae, pull, teach = vae["vae"], pull["vae"], teach["discriminator"]
+    assert_equal(found["vae"], jax.tree.map(lambda a, b: a + task.weight * b, vae, pull))
+    assert_equal(found["discriminator"], jax.tree.map(lambda a: task.weight * a, teach))
+    assert largest(pull) > 1e-3 * largest(vae) and largest(teach) > 0
+    assert metrics["adversarial"] == pytest.approx(float(score_loss), rel=1e-4)
+    assert metrics["discriminator"] == pytest.approx(float(judge_loss), rel=1e-4)
+    assert 0 <= metrics["discriminator_accuracy"] <= 1
+
+
+def test_training_with_a_discriminator_writes_the_vae_alone(tmp_path, monkeypatch, adversarial):
+    monkeypatch.setattr(loop, "measure_peak", lambda: 1e9)
+    task, batch = adversarial
+    mesh = make_mesh(devices=jax.devices()[:1])
+    bucket = Bucket(*batch["frames"].shape[1:4])
+    loader = make_loader(Shapes(64, [bucket]), [bucket], batch_size=lambda bucket: 2, seed=0)
+    tx = make_optimizer(
+        learning_rate=1e-3,
+        muon_learning_rate=0.0,
+        steps=4,
+        warmup_steps=1,
+        decay_share=0.3,
+        weight_decay=0.0,
+        b2=0.9,
+        clip=1.0,
+    )
+    config = LoopConfig(
+        steps=3,
+        seed=0,
+        ema_decay=0.9,
+        log_every=1,
+        evaluate_every=100,
+        checkpoint_every=100,
+        save_every=100,
+    )
+    try:
+        state = train(task, tx, loader, [batch], config, tmp_path, mesh)
+    finally:
+        loader.close()
+    assert int(state.step) == 3 and int(state.skipped) == 0
+    head = state.params["discriminator"]["head"]["kernel"]
+    assert np.abs(head).min() > 0  # it starts at zero
+    saved = load_vae(tmp_path / "model")
+    assert saved.config == VAE
+    np.testing.assert_equal(saved.params, jax.device_get(state.ema["vae"]))
+    assert task.flops(batch) > task.vae.flops(batch)
