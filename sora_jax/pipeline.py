@@ -23,9 +23,9 @@ from sora_jax.diffusion.solvers import (
 )
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.models.pixels import to_float, to_uint8
+from sora_jax.models.pixels import to_uint8
 from sora_jax.models.text import TextConfig, TextEncoder
-from sora_jax.models.vae import VAE, VAEConfig, denormalise, normalise
+from sora_jax.models.vae import VAE, VAEConfig, denormalise, encode_frames
 from sora_jax.weights.model_folder import load_description
 from sora_jax.weights.parts import load_dit, load_text, load_vae
 
@@ -223,8 +223,9 @@ class Model:
     def encode(self, frames: np.ndarray) -> jax.Array:
         """Normalised latents [B, T, h, w, C] of frames uint8 [B, F, H, W, 3]."""
         self.vae_config.latent_shape(*frames.shape[1:4])
-        mean = _encode(self.params["vae"], frames, config=self.vae_config)
-        return normalise(mean, self.latent_mean, self.latent_std)
+        return _encode(
+            self.vae_config, self.params["vae"], frames, self.latent_mean, self.latent_std
+        )
 
     def decode(self, latents: jax.Array) -> Iterator[np.ndarray]:
         """Frames of normalised latents, uint8 [B, f, H, W, 3] chunk by chunk in order."""
@@ -238,9 +239,7 @@ class Model:
             yield np.asarray(frames)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _encode(params: Any, frames: jax.Array, *, config: VAEConfig) -> jax.Array:
-    return VAE(config).apply({"params": params}, to_float(frames), method="encode")[0]
+_encode = jax.jit(encode_frames, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sora_jax.models.conv_cpu import conv_frame_by_frame
+from sora_jax.models.conv_image import conv_image
 
 # Pixels from which a clip's frames are convolved one at a time on CPU; smaller ones fit the cache.
 LARGE_FRAME = 64 * 64
@@ -91,15 +92,6 @@ def conv_time_taps(
         y = conv_image(frames, kernel[tap], stride[1], padding)
         total = y if total is None else total + y
     return total.reshape(x.shape[0], length, *total.shape[1:])
-
-
-def conv_image(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str | Sequence = "SAME"
-) -> jax.Array:
-    """A 2-D convolution: [N, H, W, C] by [kh, kw, C, D]."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 class Conv(nn.Module):

@@ -9,11 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-
-def _conv_image(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+from sora_jax.models.conv_image import conv_image
 
 
 @jax.custom_vjp
@@ -27,7 +23,7 @@ def conv_frame_by_frame(x: jax.Array, kernel: jax.Array) -> jax.Array:
     def frame(i: jax.Array, out: jax.Array) -> jax.Array:
         near = lax.dynamic_slice_in_dim(x, i, 3, axis=1)
         near = jnp.concatenate([near[:, 0], near[:, 1], near[:, 2]], axis=-1)
-        return lax.dynamic_update_slice_in_dim(out, _conv_image(near, taps)[:, None], i, axis=1)
+        return lax.dynamic_update_slice_in_dim(out, conv_image(near, taps)[:, None], i, axis=1)
 
     return lax.fori_loop(0, length, frame, jnp.zeros((b, length, h, w, features), x.dtype))
 
@@ -40,7 +36,7 @@ def _input_gradient(g: jax.Array, kernel: jax.Array) -> jax.Array:
 
     def frame(i: jax.Array, carry: tuple) -> tuple:
         out, now, after = carry
-        y = _conv_image(lax.dynamic_index_in_dim(g, i, axis=1, keepdims=False), taps)
+        y = conv_image(lax.dynamic_index_in_dim(g, i, axis=1, keepdims=False), taps)
         first, second, third = jnp.split(y, 3, axis=-1)
         out = lax.dynamic_update_slice_in_dim(out, (now + first)[:, None], i, axis=1)
         return out, after + second, third

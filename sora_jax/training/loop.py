@@ -158,7 +158,7 @@ def train(
             nonlocal late
             if late is None:
                 return
-            step, metrics, clips, flops = late
+            step, metrics, clips, flops, timed = late
             late = None
             metrics = jax.device_get(metrics)
             if metrics["bad_steps"] > 0:
@@ -174,7 +174,7 @@ def train(
                     "the learning rate, or look at the data, and start again from the checkpoint"
                 )
             finite = {k: v for k, v in metrics.items() if np.isfinite(v)}
-            reporter.step(step, finite, clips=clips, flops=flops)
+            reporter.step(step, finite, clips=clips, flops=flops, timed=timed)
 
         def score(step: int, save: bool) -> None:
             read_late()
@@ -197,7 +197,8 @@ def train(
                 host_batch = next(batches)
                 batch = place_batch(host_batch, mesh)
                 shape = tuple((k, v.shape) for k, v in sorted(batch.items()))
-                if shape not in compiled:
+                timed = shape in compiled
+                if not timed:
                     began = time.perf_counter()
                     compiled[shape] = task.flops(batch)
                     state, metrics = train_step(state, frozen, batch, run_key)
@@ -209,7 +210,7 @@ def train(
                     state, metrics = train_step(state, frozen, batch, run_key)
                 read_late()
                 clips = next(iter(batch.values())).shape[0]
-                late = (step, metrics, clips, compiled[shape])
+                late = (step, metrics, clips, compiled[shape], timed)
 
                 last = step == config.steps or stop.asked
                 began = time.perf_counter()

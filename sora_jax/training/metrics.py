@@ -46,21 +46,31 @@ class Reporter:
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty())
         self._sums: dict[str, float] = {}
         self._weights: dict[str, int] = {}
-        self._steps_seen, self._clips, self._flops = 0, 0, 0.0
+        self._steps_timed, self._clips, self._flops = 0, 0, 0.0
         self._since = time.perf_counter()
 
     def pause(self, seconds: float) -> None:
         """Takes time out of the rates: compiling, evaluating, saving."""
         self._since += seconds
 
-    def step(self, step: int, metrics: Mapping[str, Any], *, clips: int, flops: float) -> None:
-        """Adds the metrics of one finished step, and writes a line when it is due."""
+    def step(
+        self, step: int, metrics: Mapping[str, Any], *, clips: int, flops: float, timed: bool
+    ) -> None:
+        """Adds the metrics of one finished step, and writes a line when it is due.
+
+        Args:
+          step: its number.
+          metrics: its scalars.
+          clips, flops: its work.
+          timed: whether it counts for the rates; its time was taken out by `pause` if not.
+        """
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
             self._weights[name] = self._weights.get(name, 0) + 1
-        self._steps_seen += 1
-        self._clips += clips
-        self._flops += flops
+        if timed:
+            self._steps_timed += 1
+            self._clips += clips
+            self._flops += flops
         self._bar.update()
         if step % self._every == 0 or step == self._steps:
             self._flush(step)
@@ -69,20 +79,22 @@ class Reporter:
         seconds = max(time.perf_counter() - self._since, 1e-9)
         values = {name: total / self._weights[name] for name, total in self._sums.items()}
         rates = {
-            "steps_per_second": self._steps_seen / seconds,
+            "steps_per_second": self._steps_timed / seconds,
             "clips_per_second": self._clips / seconds,
             "gflop_per_second": self._flops / seconds / 1e9,
             "share_of_peak": self._flops / seconds / self._peak,
         }
         self.write(step, {"train": values, "rate": rates})
-        left = (self._steps - step) / rates["steps_per_second"]
+        left = "unknown"
+        if self._steps_timed:
+            left = f"{(self._steps - step) / rates['steps_per_second']:.0f}s"
         line = " ".join(f"{name} {value:.4g}" for name, value in {**values, **rates}.items())
         if self._bar.disable:
-            logger.info("step %d/%d %s left %.0fs", step, self._steps, line, left)
+            logger.info("step %d/%d %s left %s", step, self._steps, line, left)
         else:
             self._bar.set_postfix_str(f"loss {values.get('loss', float('nan')):.4g}")
         self._sums, self._weights = {}, {}
-        self._steps_seen, self._clips, self._flops = 0, 0, 0.0
+        self._steps_timed, self._clips, self._flops = 0, 0, 0.0
         self._since = time.perf_counter()
 
     def write(self, step: int, groups: Mapping[str, Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from sora_jax.models.dit import DiTConfig, init_dit
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.model_folder import load_description, load_part
+from sora_jax.weights.settings import from_settings
 
 Path = pathlib.Path | str
 
@@ -81,13 +82,9 @@ def _part(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _config(cls: type, settings: dict[str, Any], folder: Path) -> Any:
-    names = [field.name for field in dataclasses.fields(cls)]
-    unknown = sorted(set(settings) - set(names))
-    if unknown:
-        raise ValueError(f"{folder}/model.json: {cls.__name__} has no field {unknown[0]!r}")
     try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
-    except TypeError as error:
+        return from_settings(cls, settings)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}/model.json: {error}; write the model folder again") from error
 
 

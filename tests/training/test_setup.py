@@ -19,6 +19,7 @@ from sora_jax.training.loop import LoopConfig
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
+from sora_jax.weights.settings import from_settings
 
 PRETRAINED = str(pathlib.Path(setup.__file__).parents[1] / "pretrained")
 
@@ -99,7 +100,7 @@ def test_a_loop_says_what_it_lacks_or_does_not_know():
     with pytest.raises(ValueError, match="LoopConfig has no field 'stepz'"):
         setup.make_loop_config(config)
     with pytest.raises(ValueError, match="LoopConfig needs 'checkpoint_every'"):
-        setup.from_settings(LoopConfig, {"steps": 1})
+        from_settings(LoopConfig, {"steps": 1})
 
 
 def test_a_work_folder_that_cannot_be_is_refused(tmp_path):
