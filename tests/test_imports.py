@@ -21,7 +21,7 @@ ARROWS = {
     "data": {"buckets", "command", "video_io"},
     "weights": {"models"},
     "pipeline": {"models", "diffusion", "buckets", "language", "weights"},
-    "evaluation": {"buckets", "data", "pipeline", "video_io"},
+    "evaluation": {"buckets", "data", "models", "pipeline", "video_io", "weights"},
     "training": {
         *("models", "diffusion", "data", "sharding", "language", "weights", "evaluation"),
         *("buckets", "video_io"),

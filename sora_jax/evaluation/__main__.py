@@ -1,13 +1,25 @@
-"""Scores a model: python -m sora_jax.evaluation shapes [--checkpoint=FOLDER] [--output=FOLDER]"""
+"""Scores a model.
+
+python -m sora_jax.evaluation shapes [--checkpoint=FOLDER] [--output=FOLDER]
+    how often prompts of the rendered world come out right
+python -m sora_jax.evaluation reconstruction --config=configs/NAME_vae.py [--checkpoint=FOLDER]
+    PSNR and SSIM of a VAE on the held-out clips of a config
+"""
 
 import logging
 import pathlib
 
 from absl import flags
+from ml_collections import config_flags
 
 import sora_jax
 from sora_jax import command
+from sora_jax.buckets import Bucket
+from sora_jax.evaluation.vae import score_vae
 from sora_jax.evaluation.worlds import ATTRIBUTES, score_shapes
+from sora_jax.pipeline import PRETRAINED
+from sora_jax.training.setup import make_source
+from sora_jax.weights.parts import load_vae
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder; the shipped one if left out.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the scores and pictures.")
@@ -15,9 +27,13 @@ COMBINATIONS = flags.DEFINE_integer("combinations", 100, "Held-out combinations 
 SEEDS = flags.DEFINE_integer("seeds", 2, "Samples of each combination.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver; the model's if left out.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance; the model's if left out.")
+CLIPS = flags.DEFINE_integer("clips", 64, "Clips to reconstruct.", lower_bound=1)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config of a VAE's run: its clips and buckets.", lock_config=True
+)
 
 
-def shapes():
+def shapes(folder):
     """Prints the table of `score_shapes`."""
     scores = score_shapes(
         sora_jax.load(CHECKPOINT.value),
@@ -25,14 +41,28 @@ def shapes():
         seeds=SEEDS.value,
         steps=STEPS.value,
         guidance=GUIDANCE.value,
-        folder=pathlib.Path(OUTPUT.value) if OUTPUT.value else None,
+        folder=folder,
     )
     print("".join(f"{name:>11}" for name in ("", *ATTRIBUTES)))
     for kind, row in scores.items():
         print(f"{kind:>11}" + "".join(f"{100 * row[name]:>10.1f}%" for name in ATTRIBUTES))
 
 
-SUITES = {"shapes": shapes}
+def reconstruction(folder):
+    """Prints the table of `score_vae`."""
+    if CONFIG.value is None:
+        raise ValueError("--config is missing: give the config of the VAE's run, for its clips")
+    data = CONFIG.value.data
+    buckets = [Bucket(*shape) for shape in data.buckets]
+    source = make_source(data, buckets, held_out=True)
+    vae = load_vae(CHECKPOINT.value or PRETRAINED)
+    scores = score_vae(vae, source, buckets, clips=CLIPS.value, folder=folder)
+    print(f"{'':>14}{'clips':>7}{'PSNR':>9}{'SSIM':>8}")
+    for name, row in scores.items():
+        print(f"{name:>14}{row['clips']:>7}{row['psnr']:>9.2f}{row['ssim']:>8.3f}")
+
+
+SUITES = {"shapes": shapes, "reconstruction": reconstruction}
 
 
 def main(argv):
@@ -41,7 +71,7 @@ def main(argv):
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("sora_jax").setLevel(logging.INFO)
     try:
-        SUITES[argv[1]]()
+        SUITES[argv[1]](pathlib.Path(OUTPUT.value) if OUTPUT.value else None)
     except (ValueError, OSError) as error:
         command.fail(error)
 
