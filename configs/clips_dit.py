@@ -22,6 +22,7 @@ def get_config():
     )
     config.data.buckets = tuple((b.frames, b.height, b.width) for b in buckets)
     config.data.bucket_weights = ()
+    config.data.token_budget = 16 * 140  # 16 wide clips: small buckets need not repeat theirs often
     config.data.caption_weights = {"short": 0.2, "detailed": 0.8}
     config.data.held_out_batches = 4
     config.vae = "runs/clips_vae/model"

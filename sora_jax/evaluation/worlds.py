@@ -53,7 +53,7 @@ def score_shapes(
       seeds: samples of each.
       batch: prompts sampled together.
       kinds: shapes of the samples.
-      folder: gets a video of the first samples of each kind and the scores as json.
+      folder: gets a moving picture of the first samples of each kind and the scores as json.
       **sampling: goes to `Model.sample`.
 
     Returns:
@@ -100,7 +100,7 @@ def score_shapes(
             starts = range(0, len(shown) // columns * columns, columns)
             rows = [np.concatenate(list(shown[i : i + columns]), axis=2) for i in starts]
             sheet = np.concatenate(rows, axis=1)
-            write(folder / f"{kind.name}.{'png' if image else 'mp4'}", sheet, fps=model.fps)
+            write(folder / f"{kind.name}.{'png' if image else 'webp'}", sheet, fps=model.fps)
     if folder is not None:
         (folder / "shapes.json").write_text(json.dumps(scores, indent=2) + "\n")
     return scores

@@ -58,7 +58,7 @@ def test_a_model_that_draws_its_prompt_is_right(tmp_path):
     scores = score_shapes(painter, combinations=12, seeds=1, batch=6, kinds=FEW, folder=tmp_path)
     assert scores["square"]["all"] == 1.0 and scores["image"]["all"] == 1.0
     assert json.loads((tmp_path / "shapes.json").read_text()) == scores
-    assert (tmp_path / "square.mp4").is_file() and (tmp_path / "image.png").is_file()
+    assert (tmp_path / "square.webp").is_file() and (tmp_path / "image.png").is_file()
 
 
 def test_every_prompt_is_held_out_and_spread_over_the_attributes():
