@@ -24,7 +24,10 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the model.")
 flags.mark_flags_as_required(["config", "workdir"])
 
-TASKS = {"vae": setup.make_vae_task, "dit": setup.make_dit_task}
+TASKS = {
+    "vae": lambda config, workdir: setup.make_vae_task(config),
+    "dit": setup.make_dit_task,
+}
 
 
 def write_samples(config, folder):
@@ -41,7 +44,7 @@ def run(config, workdir):
     make_task = setup.option(config, "task", TASKS)
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))
-    task, data = make_task(config)
+    task, data = make_task(config, workdir)
     if not (data.loader.report.unassigned or data.loader.report.empty):  # a warning already
         logger.info("buckets:\n%s", data.loader.report)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)

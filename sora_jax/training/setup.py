@@ -27,6 +27,7 @@ from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.frozen import TextParts, load_text_encoder
 from sora_jax.training.loop import LoopConfig
+from sora_jax.training.resume import keep_tokenizer, keep_vae
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
 from sora_jax.weights.settings import from_settings
@@ -184,20 +185,24 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask | AdversarialTask, Data]:
 
 
 def make_tokenizer(config: ConfigDict) -> Tokenizer:
-    """A tokenizer trained on captions of the run's clips: the same at each start."""
+    """A tokenizer trained on captions of the run's clips.
+
+    They are taken from all over the source: precomputed latents lie bucket by bucket, and images
+    have other words than clips.
+    """
     source = make_source(config.data, [Bucket(*b) for b in config.data.buckets], held_out=False)
     count = min(len(source), config.tokenizer.captions)
     return train_tokenizer(
-        (text for i in range(count) for text in source.captions(i).values()),
+        (text for i in range(count) for text in source.captions(i * len(source) // count).values()),
         config.tokenizer.vocabulary,
     )
 
 
-def make_text(config: ConfigDict) -> TextParts:
+def make_text(config: ConfigDict, workdir: pathlib.Path) -> TextParts:
     """The text encoder that a run of the transformer names, or a new one to train with it."""
     if config.text_encoder:
         return load_text_encoder(config.text_encoder)
-    tokenizer = make_tokenizer(config)
+    tokenizer = keep_tokenizer(workdir, functools.partial(make_tokenizer, config))
     sizes = from_settings(TextConfig, {**config.text, "vocabulary": tokenizer.vocabulary})
     return TextParts(tokenizer, sizes, None)
 
@@ -215,13 +220,14 @@ def text_reading(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"tokenize": functools.partial(tokenizer.encode, length=length)}
 
 
-def make_dit_task(config: ConfigDict) -> tuple[DiTTask, Data]:
-    """The transformer, its text encoder and its clips or latents."""
+def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, Data]:
+    """The transformer, its text encoder and its clips or latents; `workdir` is the run's."""
     option(config, "remat", REMAT)
     vae = load_vae(config.vae)
+    keep_vae(workdir, config.vae)
     if config.data.latents:
         check_vae(config.data.latents, config.vae)
-    text = make_text(config)
+    text = make_text(config, workdir)
     dit = from_settings(
         DiTConfig,
         {

@@ -1,7 +1,9 @@
 """Precomputed text features are what a frozen encoder makes on-line, for the same captions."""
 
 import json
+import pathlib
 import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -67,7 +69,8 @@ def encode(folders):
 
 def batches(config, count=4):
     """The task, and its first batches and one held-out one."""
-    task, data = setup.make_dit_task(config)
+    with tempfile.TemporaryDirectory() as workdir:
+        task, data = setup.make_dit_task(config, pathlib.Path(workdir))
     found = [next(data.loader) for _ in range(count)]
     data.loader.close()
     return task, [*found, data.held_out[0]]
@@ -168,7 +171,7 @@ def test_another_encoder_tokenizer_or_length_is_refused(config, precomputed, fol
     save_text(other, seed=1)
     config.text_encoder = str(other)
     with pytest.raises(ValueError, match=r"another text encoder .*set config.text_encoder to that"):
-        setup.make_dit_task(config)
+        setup.make_dit_task(config, tmp_path)
     same, description = tmp_path / "same", folders[1] / "model.json"
     shutil.copytree(folders[1], same)
     check_text(precomputed, same, LENGTH)
@@ -183,7 +186,7 @@ def test_another_encoder_tokenizer_or_length_is_refused(config, precomputed, fol
         check_text(precomputed, same, LENGTH)
     config.text_encoder, config.tokenizer.length = str(folders[1]), 12
     with pytest.raises(ValueError, match=r"cut at 16 tokens.*config.tokenizer.length is 12"):
-        setup.make_dit_task(config)
+        setup.make_dit_task(config, tmp_path)
 
 
 def test_a_new_encoder_is_trained_on_captions_beside_features(config, precomputed):

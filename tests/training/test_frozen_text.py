@@ -37,9 +37,9 @@ def make_config(vae, text):
 
 
 @pytest.fixture(scope="module")
-def run(folders):
+def run(folders, tmp_path_factory):
     """A task with a frozen text encoder, and a batch of its data."""
-    task, data = setup.make_dit_task(make_config(*folders))
+    task, data = setup.make_dit_task(make_config(*folders), tmp_path_factory.mktemp("run"))
     batch = next(data.loader)
     data.loader.close()
     return task, batch
@@ -81,8 +81,8 @@ def test_the_saved_model_holds_it_and_its_tokenizer(run, folders, tmp_path):
         np.testing.assert_array_equal(saved.encode(words, 16), given.encode(words, 16))
 
 
-def test_without_one_a_new_one_is_trained(folders):
-    task, data = setup.make_dit_task(make_config(folders[0], ""))
+def test_without_one_a_new_one_is_trained(folders, tmp_path):
+    task, data = setup.make_dit_task(make_config(folders[0], ""), tmp_path)
     data.loader.close()
     assert task.text_config.width == tiny_dit.get_config().text.width
     assert "text" not in task.frozen
@@ -121,6 +121,6 @@ def test_a_folder_without_all_of_it_is_refused(folders, tmp_path, damage, messag
     shutil.copytree(folders[1], folder)
     damage(folder)
     with pytest.raises(ValueError, match=message) as raised:
-        setup.make_dit_task(make_config(folders[0], folder))
+        setup.make_dit_task(make_config(folders[0], folder), tmp_path)
     assert f"config.text_encoder={folder}: " in str(raised.value)
     assert "leave it empty to train a new text encoder" in str(raised.value)

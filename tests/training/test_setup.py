@@ -85,11 +85,29 @@ def test_a_discriminator_is_trained_only_where_its_loss_has_a_weight(weight, kin
     assert type(task) is kind
 
 
-def test_a_transformer_without_its_vae_is_refused():
+def test_a_transformer_without_its_vae_is_refused(tmp_path):
     config = shapes_dit.get_config()
     config.vae = "nowhere"
     with pytest.raises(FileNotFoundError, match="nowhere holds no model"):
-        setup.make_dit_task(config)
+        setup.make_dit_task(config, tmp_path)
+
+
+def test_a_tokenizer_knows_the_words_of_all_buckets():
+    """Records of latents lie bucket by bucket: their first are all images, which do not move."""
+
+    class BucketByBucket:
+        def __len__(self):
+            return 1000
+
+        def captions(self, index):
+            return {"short": "a still image" if index < 900 else "something moves leftwards"}
+
+    config = shapes_dit.get_config()
+    config.tokenizer.captions = 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "make_source", lambda *args, **kwargs: BucketByBucket())
+        tokenizer = setup.make_tokenizer(config)
+    assert tokenizer.count("something moves leftwards") <= 4
 
 
 def test_a_loop_says_what_it_lacks_or_does_not_know():
