@@ -304,6 +304,24 @@ def load(folder: str | pathlib.Path | None = None) -> Model:
         ) from error
     values["size"] = tuple(values["size"])
     params = {"vae": vae.params, "dit": dit_params, "text": text_params}
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    channels = vae.config.latent_channels
+    for what, given, fits in (
+        ("latent_channels of the dit", dit_config.latent_channels, channels),
+        ("length of latent_mean", vae.mean.size, channels),
+        ("length of latent_std", vae.std.size, channels),
+        ("text_width of the dit", dit_config.text_width, text_config.width),
+        (
+            "vocabulary of the tokenizer",
+            max(tokenizer.vocabulary, text_config.vocabulary),
+            text_config.vocabulary,
+        ),
+    ):
+        if given != fits:
+            raise ValueError(
+                f"{folder}: the {what} is {given}, and the parts beside it need {fits}; they are "
+                "of different models: take all of them from one"
+            )
     return Model(
         vae.config,
         dit_config,
@@ -311,6 +329,6 @@ def load(folder: str | pathlib.Path | None = None) -> Model:
         jax.tree.map(jnp.asarray, params),
         jnp.asarray(vae.mean),
         jnp.asarray(vae.std),
-        Tokenizer.from_file(folder / "tokenizer.json"),
+        tokenizer,
         Settings(**values),
     )

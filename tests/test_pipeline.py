@@ -16,6 +16,7 @@ from sora_jax.models.dit import DiTConfig, init_dit
 from sora_jax.models.pixels import to_uint8
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE, VAEConfig, init_vae
+from sora_jax.pipeline import PRETRAINED
 from sora_jax.video_io import decode, probe
 from sora_jax.weights.model_folder import Part, save_model
 from sora_jax.weights.parts import init_text
@@ -238,6 +239,14 @@ def truncate(path):
         (lambda path: (path / "text.safetensors").unlink(), "text.safetensors is missing"),
         (lambda path: (path / "tokenizer.json").unlink(), "no tokenizer at"),
         (truncate, "dit.safetensors is truncated or damaged"),
+        (
+            edit(lambda d: d["parts"]["vae"].update(latent_mean=[0.0])),
+            "latent_mean is 1, and the parts beside it need",
+        ),
+        (
+            lambda path: shutil.copy(PRETRAINED / "tokenizer.json", path),
+            "vocabulary of the tokenizer is .* are of different models",
+        ),
     ],
 )
 def test_a_damaged_folder_is_refused(folder, tmp_path, damage, message):

@@ -47,6 +47,14 @@ class LoopConfig:
     save_every: int
     keep: int = 2
 
+    def __post_init__(self):
+        for name in ("log_every", "evaluate_every", "checkpoint_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"config.loop.{name}={getattr(self, name)} must be at least 1; for never, give "
+                    "more than config.loop.steps"
+                )
+
 
 class DivergedError(RuntimeError):
     """The loss was not finite too many times in a row."""
@@ -213,14 +221,17 @@ def train(
                 late = (step, metrics, clips, compiled[shape], timed)
 
                 last = step == config.steps or stop.asked
+                keep = last or step % config.checkpoint_every == 0
+                save = step % config.save_every == 0
+                judge = bool(held_out) and (save or step % config.evaluate_every == 0)
+                if keep or judge:
+                    read_late()  # waits for the step, whose time belongs to the rates
                 began = time.perf_counter()
-                if last or step % config.checkpoint_every == 0:
-                    read_late()
+                if keep:
                     checkpoints.save(state, batches)
                 if last:
                     break
-                save = step % config.save_every == 0
-                if held_out and (save or step % config.evaluate_every == 0):
+                if judge:
                     score(step, save)
                 reporter.pause(time.perf_counter() - began)
             read_late()

@@ -61,7 +61,9 @@ def save_model(
         if tokenizer is not None:
             tokenizer.save(scratch / "tokenizer.json")
         (scratch / "model.json").write_text(json.dumps(description, indent=2) + "\n")
-        # The description last: a folder with one is complete.
+        # The description goes first and comes last: a folder with one is complete, also where the
+        # model of an earlier step is replaced.
+        (folder / "model.json").unlink(missing_ok=True)
         for file in sorted(scratch.iterdir(), key=lambda file: file.name == "model.json"):
             os.replace(file, folder / file.name)
 
