@@ -15,7 +15,7 @@ from ml_collections import config_flags
 import sora_jax
 from sora_jax import command
 from sora_jax.buckets import Bucket
-from sora_jax.evaluation.vae import score_vae
+from sora_jax.evaluation.vae_score import score_vae
 from sora_jax.evaluation.worlds import ATTRIBUTES, score_shapes
 from sora_jax.pipeline import PRETRAINED
 from sora_jax.training.setup import make_source

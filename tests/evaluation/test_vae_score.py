@@ -9,7 +9,7 @@ from skimage import metrics
 import sora_jax
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
-from sora_jax.evaluation.vae import score_vae, sheet
+from sora_jax.evaluation.vae_score import score_vae, sheet
 from sora_jax.pipeline import PRETRAINED
 from sora_jax.weights.parts import load_vae
 
