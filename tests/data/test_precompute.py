@@ -79,7 +79,7 @@ def task(vae):
     text = TextConfig(vocabulary=8, width=16, layers=1, heads=2, head_width=8, mlp_width=16)
     frozen = {"vae": vae[1], "latent_mean": MEAN, "latent_std": STD}
     noise, patterns = NoiseConfig(), {"none": 0.5, "first_frame": 0.5}
-    return DiTTask(dit, text, VAE, jnp.float32, noise, patterns, frozen, False, None, {})
+    return DiTTask(dit, text, VAE, jnp.float32, noise, patterns, frozen, "none", None, {})
 
 
 def pairs(config, output, split):
