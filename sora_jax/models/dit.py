@@ -21,6 +21,7 @@ from sora_jax.models.layers import (
     unpatchify,
 )
 from sora_jax.models.rope import rope_angles, rotate
+from sora_jax.models.sizes import check_positive, is_counts
 from sora_jax.sharding import constrain
 
 TOKENS = ("batch", "tokens", None)
@@ -50,6 +51,9 @@ class DiTConfig:
       text_width: width of the text features.
       time_features: sinusoids of the noise level.
       prediction: what the output is, "clean" or "velocity".
+
+    Raises:
+      ValueError: a size is not positive, or sizes do not fit each other.
     """
 
     width: int = 1536
@@ -63,6 +67,13 @@ class DiTConfig:
     prediction: str = "clean"
 
     def __post_init__(self):
+        check_positive(self, "width", "layers", "heads", "mlp_width")
+        check_positive(self, "latent_channels", "text_width", "time_features")
+        if not is_counts(self.patch) or len(self.patch) != 3:
+            raise ValueError(
+                f"DiTConfig.patch is {self.patch}; it must be three numbers of at least 1: latent "
+                "frames, rows and columns, such as (1, 2, 2)"
+            )
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
                 f"width {self.width} over {self.heads} heads gives no even head width; "

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.models.layers import rms_norm
+from sora_jax.models.sizes import check_positive
 from sora_jax.sharding import constrain
 
 # Added to the logits of padding. Finite, so that a row of nothing but padding stays finite too.
@@ -48,9 +49,7 @@ class TextConfig:
     max_distance: int = 128
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if value < 1:
-                raise ValueError(f"TextConfig.{name} is {value}; it must be at least 1")
+        check_positive(self, *dataclasses.asdict(self))
         if self.buckets % 4:
             raise ValueError(
                 f"TextConfig.buckets is {self.buckets}; it must divide by 4 (two directions, "

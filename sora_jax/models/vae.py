@@ -14,6 +14,7 @@ from flax import linen as nn
 from sora_jax.models.attention import attend
 from sora_jax.models.conv import Conv, Past
 from sora_jax.models.pixels import to_float
+from sora_jax.models.sizes import check_positive, is_counts
 
 Carry = list[jax.Array]
 
@@ -29,6 +30,9 @@ class VAEConfig:
       temporal: for each halving, whether it also halves the frame rate, finest first.
       latent_channels: channels of the latents.
       patch: pixels of a square folded into channels before the network, as in Wan 2.2.
+
+    Raises:
+      ValueError: a size is not positive, or the tuples do not fit each other.
     """
 
     encoder_width: int = 96
@@ -40,6 +44,17 @@ class VAEConfig:
     patch: int = 1
 
     def __post_init__(self):
+        check_positive(self, "encoder_width", "decoder_width", "blocks", "latent_channels", "patch")
+        if not is_counts(self.multipliers) or not self.multipliers:
+            raise ValueError(
+                f"VAEConfig.multipliers is {self.multipliers}; it must be a number of at least 1 "
+                "for each level, such as (1, 2, 4)"
+            )
+        if not isinstance(self.temporal, tuple):
+            raise ValueError(
+                f"VAEConfig.temporal is {self.temporal}; it must be True or False for each halving "
+                "between levels, such as (True, True)"
+            )
         if len(self.temporal) != len(self.multipliers) - 1:
             raise ValueError(
                 f"temporal {self.temporal} must have one entry fewer than multipliers "

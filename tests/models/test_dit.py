@@ -154,6 +154,15 @@ def test_errors_of_the_grid_name_the_nearest(size, words):
         ({"width": 32, "heads": 3}, "width 32 over 3 heads"),
         ({"width": 30, "heads": 2}, "width 30 over 2 heads"),
         ({"prediction": "noise"}, "'noise'"),
+        ({"heads": 0}, "DiTConfig.heads is 0; it must be at least 1"),
+        ({"width": -32}, "DiTConfig.width is -32; it must be at least 1"),
+        ({"mlp_width": 0}, "DiTConfig.mlp_width is 0"),
+        ({"layers": 0}, "DiTConfig.layers is 0"),
+        ({"text_width": 0}, "DiTConfig.text_width is 0"),
+        ({"patch": 2}, "DiTConfig.patch is 2; it must be three numbers"),
+        ({"patch": (2, 2)}, r"DiTConfig.patch is \(2, 2\)"),
+        ({"patch": (1, 0, 2)}, r"DiTConfig.patch is \(1, 0, 2\)"),
+        ({"patch": (1, 2.0, 2)}, r"DiTConfig.patch is \(1, 2.0, 2\)"),
     ],
 )
 def test_errors_of_the_config_name_the_value(fields, words):

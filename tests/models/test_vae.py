@@ -229,6 +229,25 @@ def test_errors_of_the_config_name_both_values():
         VAEConfig(multipliers=(1, 2, 4), temporal=(True,))
 
 
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"patch": 0}, "VAEConfig.patch is 0; it must be at least 1"),
+        ({"encoder_width": 0}, "VAEConfig.encoder_width is 0"),
+        ({"decoder_width": -8}, "VAEConfig.decoder_width is -8"),
+        ({"blocks": 0}, "VAEConfig.blocks is 0"),
+        ({"latent_channels": 0}, "VAEConfig.latent_channels is 0"),
+        ({"multipliers": 4}, "VAEConfig.multipliers is 4; .* for each level"),
+        ({"multipliers": (), "temporal": ()}, r"VAEConfig.multipliers is \(\)"),
+        ({"multipliers": (1, 0), "temporal": (True,)}, r"VAEConfig.multipliers is \(1, 0\)"),
+        ({"multipliers": (1, 2), "temporal": True}, "VAEConfig.temporal is True; .* each halving"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        VAEConfig(**fields)
+
+
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_unfold_inverts_fold(clip, patch):
     folded = fold(clip, patch)

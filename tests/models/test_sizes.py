@@ -1,0 +1,23 @@
+"""What is no size is told from what is one."""
+
+import types
+
+import pytest
+
+from sora_jax.models.sizes import check_positive, is_counts
+
+
+def test_only_the_named_fields_are_checked():
+    sizes = types.SimpleNamespace(width=1, depth=0)
+    check_positive(sizes, "width")
+    with pytest.raises(ValueError, match=r"SimpleNamespace.depth is 0; it must be at least 1"):
+        check_positive(sizes, "width", "depth")
+
+
+@pytest.mark.parametrize("value", [1, [1, 2], (1, 0), (1, 2.0), (1, True), ((1,), 2), "12"])
+def test_what_is_no_tuple_of_counts(value):
+    assert not is_counts(value)
+
+
+def test_what_is_a_tuple_of_counts():
+    assert is_counts((1, 2, 3)) and is_counts(())
