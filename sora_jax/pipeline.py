@@ -27,7 +27,7 @@ from sora_jax.models.pixels import to_uint8
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAE, VAEConfig, denormalise, encode_frames
 from sora_jax.weights.model_folder import load_description
-from sora_jax.weights.parts import load_dit, load_text, load_vae
+from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_dit, load_text, load_vae
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 SOLVERS: dict[str, Step] = {"euler": euler_step, "heun": heun_step}
@@ -305,23 +305,8 @@ def load(folder: str | pathlib.Path | None = None) -> Model:
     values["size"] = tuple(values["size"])
     params = {"vae": vae.params, "dit": dit_params, "text": text_params}
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    channels = vae.config.latent_channels
-    for what, given, fits in (
-        ("latent_channels of the dit", dit_config.latent_channels, channels),
-        ("length of latent_mean", vae.mean.size, channels),
-        ("length of latent_std", vae.std.size, channels),
-        ("text_width of the dit", dit_config.text_width, text_config.width),
-        (
-            "vocabulary of the tokenizer",
-            max(tokenizer.vocabulary, text_config.vocabulary),
-            text_config.vocabulary,
-        ),
-    ):
-        if given != fits:
-            raise ValueError(
-                f"{folder}: the {what} is {given}, and the parts beside it need {fits}; they are "
-                "of different models: take all of them from one"
-            )
+    _check_parts(folder, vae, dit_config, text_config)
+    check_vocabulary(folder, tokenizer.vocabulary, text_config)
     return Model(
         vae.config,
         dit_config,
@@ -332,3 +317,21 @@ def load(folder: str | pathlib.Path | None = None) -> Model:
         tokenizer,
         Settings(**values),
     )
+
+
+def _check_parts(
+    folder: pathlib.Path, vae: LoadedVAE, dit_config: DiTConfig, text_config: TextConfig
+) -> None:
+    """Raises ValueError where parts that are whole by themselves do not fit each other."""
+    channels = vae.config.latent_channels
+    for what, given, fits in (
+        ("latent_channels of the dit", dit_config.latent_channels, channels),
+        ("length of latent_mean", vae.mean.size, channels),
+        ("length of latent_std", vae.std.size, channels),
+        ("text_width of the dit", dit_config.text_width, text_config.width),
+    ):
+        if given != fits:
+            raise ValueError(
+                f"{folder}: the {what} is {given}, and the parts beside it need {fits}; they are "
+                "of different models: take all of them from one"
+            )

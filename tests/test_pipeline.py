@@ -215,6 +215,20 @@ def edit(change):
     return apply
 
 
+def other_dit(**sizes):
+    """The transformer of another model, whole by itself."""
+
+    def apply(path):
+        config = dataclasses.replace(DIT_CONFIG, **sizes)
+        file = "dit.safetensors"
+        part = Part(dataclasses.asdict(config), draw_params(init_dit, config))
+        save_model(path / "other", {"dit": part}, {})
+        (path / "other" / file).replace(path / file)
+        edit(lambda d: d["parts"]["dit"].update(sizes))(path)
+
+    return apply
+
+
 def truncate(path):
     file = path / "dit.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -245,8 +259,15 @@ def truncate(path):
         ),
         (
             lambda path: shutil.copy(PRETRAINED / "tokenizer.json", path),
-            "vocabulary of the tokenizer is .* are of different models",
+            "model: its tokenizer has .* ids and its text encoder only .*; take both from one",
         ),
+        (
+            edit(lambda d: d["parts"]["vae"].update(latent_std=5 * [1.0])),
+            "model: the length of latent_std is 5, and .* need 4; .* take all of them from one",
+        ),
+        (other_dit(latent_channels=8), "latent_channels of the dit is 8, and .* need 4"),
+        (other_dit(text_width=24), "text_width of the dit is 24, and .* need 16"),
+        (edit(lambda d: d["parts"]["dit"].update(patch=[2, 2])), "model.json: DiTConfig.patch is"),
     ],
 )
 def test_a_damaged_folder_is_refused(folder, tmp_path, damage, message):

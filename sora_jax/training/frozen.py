@@ -13,7 +13,7 @@ from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import encode_frames
 from sora_jax.sharding import batch_sharding, make_mesh
-from sora_jax.weights.parts import LoadedVAE, load_text
+from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_text
 
 Encoder = Callable[[np.ndarray], jax.Array]
 
@@ -35,11 +35,7 @@ def load_text_encoder(folder: str | pathlib.Path) -> TextParts:
     try:
         config, params = load_text(folder)
         tokenizer = Tokenizer.from_file(pathlib.Path(folder) / "tokenizer.json")
-        if tokenizer.vocabulary > config.vocabulary:
-            raise ValueError(
-                f"its tokenizer has {tokenizer.vocabulary} ids and its text encoder only "
-                f"{config.vocabulary}"
-            )
+        check_vocabulary(folder, tokenizer.vocabulary, config)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"config.text_encoder={folder}: {error}. Name a model folder that has text.safetensors "

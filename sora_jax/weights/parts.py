@@ -71,6 +71,21 @@ def load_text(folder: Path) -> tuple[TextConfig, Any]:
     return config, _params(folder, "text", init_text, config)
 
 
+def check_vocabulary(folder: Path, ids: int, text: TextConfig) -> None:
+    """Raises ValueError unless the text encoder of a model folder knows all ids of its tokenizer.
+
+    Args:
+      folder: to be named.
+      ids: of the tokenizer.
+      text: sizes of the text encoder.
+    """
+    if ids > text.vocabulary:
+        raise ValueError(
+            f"{folder}: its tokenizer has {ids} ids and its text encoder only {text.vocabulary}; "
+            "take both from one model"
+        )
+
+
 def _part(folder: Path, name: str) -> dict[str, Any]:
     parts = load_description(folder).get("parts", {})
     if name not in parts:
