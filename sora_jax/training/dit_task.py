@@ -32,12 +32,23 @@ class NoiseConfig:
     Attributes:
       mean, std: of the logit of the level, before the shift.
       shift, shift_tokens: the shift at that many tokens; it grows with their square root.
+
+    Raises:
+      ValueError: one of the last three is not positive.
     """
 
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
     shift_tokens: int = 100
+
+    def __post_init__(self):
+        for name in ("std", "shift", "shift_tokens"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"config.noise.{name}={getattr(self, name)} must be positive, such as "
+                    f"{getattr(NoiseConfig, name)}"
+                )
 
 
 @dataclasses.dataclass

@@ -48,6 +48,8 @@ class LoopConfig:
     keep: int = 2
 
     def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError(f"config.loop.steps={self.steps} must not be negative")
         for name in ("log_every", "evaluate_every", "checkpoint_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(

@@ -127,6 +127,11 @@ def test_an_interval_of_no_steps_is_refused(name):
         setup.make_loop_config(vae_config(**{f"loop.{name}": 0}))
 
 
+def test_a_negative_number_of_steps_is_refused():
+    with pytest.raises(ValueError, match="config.loop.steps=-1 must not be negative"):
+        setup.make_loop_config(vae_config(**{"loop.steps": -1}))
+
+
 def test_a_work_folder_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--workdir=.*cannot be made.*choose another"):

@@ -56,6 +56,13 @@ def adversarial(vae):
     return AdversarialTask(task, weight=0.3), batch
 
 
+@pytest.mark.parametrize("name", ["std", "shift", "shift_tokens"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_noise_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"config.noise.{name}={value} must be positive, such as"):
+        NoiseConfig(**{name: value})
+
+
 def draw_params(task):
     """Parameters none of which is zero, as an init would leave some: all gradients then flow."""
     shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
