@@ -41,7 +41,7 @@ from sora_jax.training.frozen import (
     make_frame_encoder,
     to_half,
 )
-from sora_jax.training.setup import DTYPES, make_source, option
+from sora_jax.training.setup import DTYPES, make_source, option, read_buckets
 from sora_jax.weights.parts import load_vae
 
 SPLITS = ("train", "validation")
@@ -75,7 +75,7 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
         )
     made_with, vae = _load(vae_identity, load_vae, config.vae)
     text_made_with, text = _load_text(config) if config.text_encoder else (None, None)
-    buckets = [Bucket(*shape) for shape in config.data.buckets]
+    buckets = read_buckets(config.data)
     for bucket in buckets:
         vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
     check_distinct(buckets)

@@ -14,11 +14,10 @@ from ml_collections import config_flags
 
 import sora_jax
 from sora_jax import command
-from sora_jax.buckets import Bucket
 from sora_jax.evaluation.vae_score import score_vae
 from sora_jax.evaluation.worlds import ATTRIBUTES, score_shapes
 from sora_jax.pipeline import PRETRAINED
-from sora_jax.training.setup import make_source
+from sora_jax.training.setup import make_source, read_buckets
 from sora_jax.weights.parts import load_vae
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder; the shipped one if left out.")
@@ -53,7 +52,7 @@ def reconstruction(folder):
     if CONFIG.value is None:
         raise ValueError("--config is missing: give the config of the VAE's run, for its clips")
     data = CONFIG.value.data
-    buckets = [Bucket(*shape) for shape in data.buckets]
+    buckets = read_buckets(data)
     source = make_source(data, buckets, held_out=True)
     vae = load_vae(CHECKPOINT.value or PRETRAINED)
     scores = score_vae(vae, source, buckets, clips=CLIPS.value, folder=folder)

@@ -21,6 +21,7 @@ from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.language.tokenizer import train as train_tokenizer
 from sora_jax.models.dit import REMAT, DiTConfig
+from sora_jax.models.sizes import is_counts
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.adversarial_task import AdversarialTask
@@ -46,6 +47,26 @@ def option(config: ConfigDict, name: str, options: Mapping[str, Any]) -> Any:
             f"config.{name}={config[name]!r} is unknown; it is one of {sorted(options)}"
         )
     return options[config[name]]
+
+
+def read_buckets(data: ConfigDict) -> list[Bucket]:
+    """The buckets of `data`.
+
+    Raises:
+      ValueError: there is none, or one is not three numbers of at least 1.
+    """
+    shapes = data.buckets
+    if not isinstance(shapes, (tuple, list)) or not shapes:
+        raise ValueError(
+            f"config.data.buckets={shapes} must be a tuple of buckets, such as ((17, 64, 96),)"
+        )
+    for shape in shapes:
+        if not is_counts(shape) or len(shape) != 3:
+            raise ValueError(
+                f"config.data.buckets has {shape}, which is no bucket: give frames, height and "
+                "width, three whole numbers of at least 1, such as ((17, 64, 96),)"
+            )
+    return [Bucket(*shape) for shape in shapes]
 
 
 def make_source(
@@ -107,7 +128,7 @@ def make_data(
             f"config.data.held_out_batches={data.held_out_batches}: a model is written with its "
             "scores; use at least 1"
         )
-    buckets = [Bucket(*shape) for shape in data.buckets]
+    buckets = read_buckets(data)
     devices = jax.device_count()
 
     def size(bucket: Bucket) -> int:
@@ -165,8 +186,8 @@ def start_of_vae(folder: str, config: VAEConfig) -> Any:
 def make_vae_task(config: ConfigDict) -> tuple[VAETask | AdversarialTask, Data]:
     """The VAE, with a discriminator beside it if its loss has a weight, and its clips."""
     settings = from_settings(VAEConfig, config.vae)
-    for shape in config.data.buckets:
-        settings.latent_shape(*shape)
+    for bucket in read_buckets(config.data):
+        settings.latent_shape(bucket.frames, bucket.height, bucket.width)
     start = start_of_vae(config.init, settings)
     data = make_data(config, spatial=settings.spatial_stride, temporal=settings.temporal_stride)
     seen = {tuple(batch["frames"].shape): batch for batch in data.held_out}
@@ -223,6 +244,7 @@ def text_reading(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
 def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, Data]:
     """The transformer, its text encoder and its clips or latents; `workdir` is the run's."""
     option(config, "remat", REMAT)
+    buckets = read_buckets(config.data)
     vae = load_vae(config.vae)
     keep_vae(workdir, config.vae)
     if config.data.latents:
@@ -236,13 +258,18 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
             "text_width": text.config.width,
         },
     )
-    for shape in config.data.buckets:
-        dit.grid(vae.config.latent_shape(*shape)[:3])
+    if dit.patch[0] > 1:
+        raise ValueError(
+            f"config.dit.patch={dit.patch} joins {dit.patch[0]} latent frames, and training has a "
+            "noise level for each: make its first number 1"
+        )
+    for bucket in buckets:
+        dit.grid(vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)[:3])
     noise = from_settings(NoiseConfig, config.noise)
     data = make_data(
         config,
         spatial=vae.config.spatial_stride * dit.patch[1],
-        temporal=vae.config.temporal_stride * dit.patch[0],
+        temporal=vae.config.temporal_stride,
         **text_reading(config, text.tokenizer),
     )
     sampling = dict(config.sampling)

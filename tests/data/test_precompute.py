@@ -192,6 +192,7 @@ def test_passes_differ_and_unreadable_clips_are_left_out(vae, clips, tmp_path, m
             1,
             "buckets 5x72x72 and 5x64x64 are too alike",
         ),
+        ({"data.buckets": (1, 64, 64)}, 1, "config.data.buckets has 1, which is no bucket"),
         ({"data.buckets": ((6, 16, 16),)}, 1, "6 frames cannot be compressed"),
         ({"data.latents": "there"}, 1, "are latents already"),
         ({}, 0, "--passes=0"),

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import tiny_dit
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -51,6 +52,7 @@ def test_held_out_batches_are_of_clips_that_training_never_draws():
     ("changes", "message"),
     [
         ({"data.buckets": ((1, 20, 16),)}, "height 20 .* nearest are 16 and 24"),
+        ({"data.buckets": (1, 64, 64)}, "config.data.buckets has 1, which is no bucket"),
         ({"data.buckets": ((6, 16, 16),)}, "6 frames .* nearest are 5 and 9"),
         ({"data.folder": "nowhere"}, "no dataset at nowhere"),
         ({"data.held_out_batches": 0}, "held_out_batches=0.*at least 1"),
@@ -83,6 +85,41 @@ def test_a_discriminator_is_trained_only_where_its_loss_has_a_weight(weight, kin
     task, data = setup.make_vae_task(vae_config(**{"loss.adversarial": weight}))
     data.loader.close()
     assert type(task) is kind
+
+
+@pytest.mark.parametrize(
+    ("buckets", "message"),
+    [
+        ((), r"config.data.buckets=\(\) must be a tuple of buckets"),
+        (64, "config.data.buckets=64 must be a tuple"),
+        ((1, 64, 64), "has 1, which is no bucket: .* three whole numbers"),
+        (((1, 64, 64), (1,)), r"has \(1,\), which is no bucket"),
+        (((0, 64, 64),), r"has \(0, 64, 64\), which"),
+        (((1, 64.0, 64),), r"has \(1, 64.0, 64\), which"),
+    ],
+)
+def test_what_is_no_bucket_is_refused(buckets, message):
+    with pytest.raises(ValueError, match=message):
+        setup.read_buckets(ConfigDict({"buckets": buckets}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.buckets": ((1,),)}, r"config.data.buckets has \(1,\)"),
+        ({"dit.patch": (2, 2, 2)}, r"config.dit.patch=\(2, 2, 2\) .*make its first number 1"),
+        ({"dit.patch": (1, 0, 2)}, r"DiTConfig.patch is \(1, 0, 2\)"),
+        ({"dit.heads": 0}, "DiTConfig.heads is 0"),
+        ({"noise.shift_tokens": 0}, "config.noise.shift_tokens=0"),
+    ],
+)
+def test_a_transformer_that_cannot_be_trained_is_refused(tmp_path, changes, message):
+    config = tiny_dit.get_config()
+    config.data.folder, config.data.clips = "", 4
+    config.vae, config.text_encoder = PRETRAINED, PRETRAINED
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        setup.make_dit_task(config, tmp_path)
 
 
 def test_a_transformer_without_its_vae_is_refused(tmp_path):
@@ -128,7 +165,7 @@ def test_an_interval_of_no_steps_is_refused(name):
 
 
 def test_a_negative_number_of_steps_is_refused():
-    with pytest.raises(ValueError, match="config.loop.steps=-1 must not be negative"):
+    with pytest.raises(ValueError, match=r"config.loop.steps=-1 must not be negative"):
         setup.make_loop_config(vae_config(**{"loop.steps": -1}))
 
 
