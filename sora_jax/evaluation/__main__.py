@@ -22,9 +22,13 @@ from sora_jax.weights.parts import load_vae
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder; the shipped one if left out.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the scores and pictures.")
-COMBINATIONS = flags.DEFINE_integer("combinations", 100, "Held-out combinations of each kind.")
-SEEDS = flags.DEFINE_integer("seeds", 2, "Samples of each combination.")
-STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver; the model's if left out.")
+COMBINATIONS = flags.DEFINE_integer(
+    "combinations", 100, "Held-out combinations of each kind.", lower_bound=1
+)
+SEEDS = flags.DEFINE_integer("seeds", 2, "Samples of each combination.", lower_bound=1)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "Steps of the solver; the model's if left out.", lower_bound=1
+)
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance; the model's if left out.")
 CLIPS = flags.DEFINE_integer("clips", 64, "Clips to reconstruct.", lower_bound=1)
 CONFIG = config_flags.DEFINE_config_file(
