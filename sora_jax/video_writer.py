@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import secrets
+import tempfile
 
 import av
 import numpy as np
@@ -47,7 +48,8 @@ class VideoWriter:
 
     The frames go to a hidden file in the same folder that takes the name, replacing an older file,
     once the block ends without an exception; otherwise it is removed and nothing changes. Raises
-    VideoError for what cannot be written, OSError where the disk refuses.
+    VideoError for what cannot be written, OSError where the disk refuses; a path that cannot be
+    written to is known when the writer is made.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float, height: int, width: int):
@@ -57,6 +59,10 @@ class VideoWriter:
             raise VideoError(f"{path}: unknown suffix; use one of {', '.join(_FORMATS)}")
         if not self.path.parent.is_dir():
             raise VideoError(f"{path}: its folder does not exist; create {self.path.parent}")
+        if self.path.is_dir():
+            raise VideoError(f"{path}: is a folder; name a file")
+        with self._naming():
+            tempfile.TemporaryFile(dir=self.path.parent).close()  # may we write here?
         self.fps, self.height, self.width = fps, height, width
         self.partial = self.path.with_name(f".{secrets.token_hex(8)}.partial")
 

@@ -130,6 +130,17 @@ def test_a_full_disk_leaves_nothing(tmp_path, suffix):
     assert not isinstance(error.value, video_io.VideoError) and not list(tmp_path.iterdir())
 
 
+def test_a_path_that_cannot_be_written_to_is_known_before_the_frames(tmp_path):
+    (tmp_path / "clip.mp4").mkdir()
+    with pytest.raises(video_io.VideoError, match=r"clip.mp4: is a folder; name a file"):
+        video_io.VideoWriter(tmp_path / "clip.mp4", 24, HEIGHT, WIDTH)
+    # No file can be made there, whoever asks; to root a folder without permissions is open.
+    with pytest.raises(OSError, match=r"/proc/clip.mp4"):
+        video_io.VideoWriter("/proc/clip.mp4", 24, HEIGHT, WIDTH)
+    video_io.VideoWriter(tmp_path / "other.mp4", 24, HEIGHT, WIDTH)
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+
+
 def test_what_cannot_be_written_is_refused_by_name(tmp_path):
     frames = numbered(2)
     refused = [
