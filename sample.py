@@ -102,6 +102,10 @@ def main(argv):
         run()
     except (ValueError, OSError) as error:
         command.fail(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        command.fail("out of memory: ask for a smaller --size or fewer --frames")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,13 @@ def main(argv):
         run(CONFIG.value, WORKDIR.value)
     except (ValueError, OSError, DivergedError) as error:
         command.fail(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        command.fail(
+            f"out of memory: lower config.data.token_budget={CONFIG.value.data.token_budget}, or "
+            "the sizes of the network"
+        )
 
 
 if __name__ == "__main__":

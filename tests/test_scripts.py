@@ -210,3 +210,30 @@ def test_sample_refuses(dit, tmp_path, arguments, message):
     arguments = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
     said = refused(["sample.py", f"--checkpoint={dit[0]}", *arguments], tmp_path)
     assert re.search(message, said)
+
+
+TRAIN_BEYOND_MEMORY = """
+import jax
+import train
+train.run = lambda *_: jax.numpy.zeros((10**7, 10**7)).block_until_ready()
+train.command.run(train.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["sample.py", "--prompt=a", "--output=OUT/a.mp4", "--size=1600000x1600000"],
+            "ask for a smaller --size or fewer --frames",
+        ),
+        (
+            ["-c", TRAIN_BEYOND_MEMORY, VAE, "--workdir=OUT"],
+            "lower config.data.token_budget=16, or the sizes of the network",
+        ),
+    ],
+    ids=["sample", "train"],
+)
+def test_too_little_memory_is_said_with_the_remedy(tmp_path, arguments, message):
+    arguments = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
+    assert refused(arguments, tmp_path) == f"error: out of memory: {message}"
