@@ -84,6 +84,8 @@ def _check(clip: Clip, *, max_megabytes: int) -> Decodable | str:
         return f"cannot be read: {error.strerror}"
     except ValueError as error:
         return str(error).removeprefix(f"{clip.path}: ")
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        return f"{type(error).__name__}: {error}"
     return Decodable(clip, info, size, digest, note)
 
 
