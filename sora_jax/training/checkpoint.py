@@ -1,5 +1,7 @@
 """Checkpoints of the train state and the position in the data, through orbax."""
 
+import contextlib
+import logging
 import pathlib
 from typing import Any
 
@@ -9,9 +11,13 @@ from jax.sharding import NamedSharding
 
 from sora_jax.training.state import TrainState
 
+logger = logging.getLogger("sora_jax")
+
 
 class Checkpoints:
     """The checkpoints of one run, written in the background and complete or absent.
+
+    A context: its end waits for what is being written.
 
     Args:
       folder: absolute path or gs:// url; made if missing.
@@ -93,9 +99,18 @@ class Checkpoints:
                     "config; use the config of that run, or another --workdir"
                 )
 
-    def wait(self) -> None:
-        """Returns when all that was started is written."""
-        self._manager.wait_until_finished()
+    def __enter__(self):
+        return self
 
-    def close(self) -> None:
-        self._manager.close()
+    def __exit__(self, kind, error, trace) -> None:
+        """Waits until all that was started is written, and closes.
+
+        Raises what went wrong with that, unless an error is on its way already, which comes first.
+        """
+        try:
+            with contextlib.closing(self._manager):
+                self._manager.wait_until_finished()
+        except Exception as late:
+            if error is None:
+                raise
+            logger.warning("a checkpoint was not written either: %s", late)

@@ -1,5 +1,6 @@
 """The loop that trains every model: batches in, checkpoints, metrics and model folders out."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -147,6 +148,13 @@ def train(
             state = checkpoints.restore(state, shardings, loader.iterator)
             logger.info("resumed from step %d", int(state.step))
         start = int(state.step)
+        if start > config.steps:
+            logger.warning(
+                "the checkpoint is of step %d, past config.loop.steps=%d: nothing is left to "
+                "train; raise config.loop.steps to go on",
+                start,
+                config.steps,
+            )
         count = sum(x.size for x in jax.tree.leaves(state.params))
         peak = measure_peak() * jax.device_count()
         logger.info("%.2f M parameters; matmul peak %.0f GFLOP/s", count / 1e6, peak / 1e9)
@@ -201,8 +209,12 @@ def train(
                     on_save(workdir / "model")
 
         batches: Iterator = loader.iterator
-        stop = StopSignal()
-        try:
+        with contextlib.ExitStack() as ends:
+            stop = StopSignal()
+            ends.callback(stop.restore)
+            ends.callback(reporter.close)
+            # The last to come is the first to end: a signal must not cut a checkpoint off.
+            ends.push(checkpoints)
             for step in range(start + 1, config.steps + 1):
                 host_batch = next(batches)
                 batch = place_batch(host_batch, mesh)
@@ -242,9 +254,4 @@ def train(
                 score(config.steps, save=True)
             elif stop.asked:
                 logger.info("asked to stop: saved step %d", int(state.step))
-        finally:
-            checkpoints.wait()
-            checkpoints.close()
-            reporter.close()
-            stop.restore()
         return state

@@ -7,6 +7,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
 
@@ -165,6 +166,53 @@ def test_a_run_that_ended_before_its_model_was_written_writes_it(tmp_path):
     assert int(state.step) == 4
     (scores,) = task.saved
     assert np.isfinite(scores["loss"])
+
+
+@pytest.fixture
+def broken_wait():
+    """Has the next wait for checkpoints fail, once it is called."""
+    wait = ocp.CheckpointManager.wait_until_finished
+
+    def fail(manager):
+        patch.undo()
+        wait(manager)
+        raise OSError("disk full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield lambda: patch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+
+
+def test_a_checkpoint_that_fails_hides_no_earlier_error(tmp_path, caplog, broken_wait):
+    class Full(MeanColour):
+        def save(self, folder, params, scores):
+            broken_wait()
+            raise RuntimeError("the first error")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="the first error"):
+        run(tmp_path, 4, Full(), evaluate_every=4)
+    assert "a checkpoint was not written either: disk full" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_checkpoint_that_fails_is_an_error_and_all_is_closed(tmp_path, broken_wait):
+    class Last(MeanColour):
+        def save(self, folder, params, scores):
+            broken_wait()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(OSError, match="disk full"):
+        run(tmp_path, 4, Last(), evaluate_every=4)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_checkpoint_past_the_last_step_is_said(tmp_path, caplog):
+    run(tmp_path, 4)
+    assert int(run(tmp_path, 2).step) == 4
+    assert "the checkpoint is of step 4, past config.loop.steps=2: nothing is left" in caplog.text
+    caplog.clear()
+    run(tmp_path, 4)
+    assert "nothing is left" not in caplog.text
 
 
 def test_a_checkpoint_of_another_configuration_is_named(tmp_path):
