@@ -14,20 +14,15 @@ import sora_jax
 from sora_jax import command
 from sora_jax.weights.model_folder import Part, load_description, save_model
 
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Model folder, or work folder of a training run.", required=True
-)
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 
-
-def export(source: str, output: pathlib.Path) -> None:
-    """Copies a model with its parameters in float16.
+def export(source: str, output: str) -> None:
+    """Copies a model with its parameters in float16; ~ in a path is the home folder.
 
     Raises:
       ValueError: a parameter that float16 cannot hold, or the output is the source.
     """
-    model = sora_jax.load(source)
-    folder = pathlib.Path(source)
+    folder, output = pathlib.Path(source).expanduser(), pathlib.Path(output).expanduser()
+    model = sora_jax.load(folder)
     if not (folder / "model.json").is_file():
         folder = folder / "model"
     if output.resolve() == folder.resolve():
@@ -38,8 +33,8 @@ def export(source: str, output: pathlib.Path) -> None:
     limit = float(np.finfo(np.float16).max)
     for name, params in model.params.items():
         for leaf in jax.tree.leaves(params):
-            if np.max(np.abs(np.asarray(leaf))) > limit:
-                raise ValueError(f"{name} has parameters beyond float16's {limit}")
+            if not np.max(np.abs(np.asarray(leaf))) <= limit:  # neither does NaN pass
+                raise ValueError(f"{name} has parameters that are NaN or beyond float16's {limit}")
     settings = dataclasses.asdict(model.settings)
     save_model(output, parts, settings, tokenizer=model.tokenizer, dtype=np.float16)
 
@@ -48,10 +43,18 @@ def main(argv):
     if argv[1:] != ["export"]:
         command.fail(f"say what to do, 'export', not {argv[1:]}")
     try:
-        export(CHECKPOINT.value, pathlib.Path(OUTPUT.value))
+        export(flags.FLAGS.checkpoint, flags.FLAGS.output)
     except (ValueError, OSError) as error:
         command.fail(error)
 
 
+def _define_flags() -> None:
+    flags.DEFINE_string(
+        "checkpoint", None, "Model folder, or work folder of a training run.", required=True
+    )
+    flags.DEFINE_string("output", None, "Folder to write.", required=True)
+
+
 if __name__ == "__main__":
+    _define_flags()  # not on import: other commands have flags of the same names
     command.run(main)
