@@ -13,6 +13,9 @@ import numpy as np
 _SAME_ASPECT = 0.05
 # Likewise areas: those at least this share of the largest count as equally large.
 _SAME_AREA = 0.75
+# A clip loses at most this share of a frame's pixels to cropping, and is enlarged at most so much.
+_MAX_CROP = 0.5
+_MAX_UPSCALE = 1.25
 # Shapes are compared with every bucket this many at a time, which bounds the memory it takes.
 _CHUNK = 65536
 
@@ -154,27 +157,17 @@ class Assignment(NamedTuple):
     unassigned: Mapping[str, int]
 
 
-def assign_all(
-    buckets: Sequence[Bucket],
-    shapes: np.ndarray,
-    *,
-    max_crop: float = 0.5,
-    max_upscale: float = 1.25,
-    videos_as_images: bool = False,
-) -> Assignment:
+def assign_all(buckets: Sequence[Bucket], shapes: np.ndarray) -> Assignment:
     """The bucket of every clip: the closest aspect ratio, then the longest duration it fills.
 
     A clip fills a bucket that is no longer than itself, that it covers when enlarged at most
-    `max_upscale` times, and where the crop keeps enough of it. Among those, the closest aspect
-    ratio wins, then the longest duration, then the largest area. Images (one frame) go to buckets
-    of one frame, videos to the others.
+    _MAX_UPSCALE times, and where cropping takes at most _MAX_CROP of it. Among those, the closest
+    aspect ratio wins, then the longest duration, then the largest area. Images (one frame) go to
+    buckets of one frame, videos to the others.
 
     Args:
       buckets: the candidates.
       shapes: int [len, 3], frames, height and width of each clip.
-      max_crop: the largest share of a frame's pixels that cropping may remove.
-      max_upscale: the largest factor by which a frame may be enlarged.
-      videos_as_images: buckets of one frame take single frames of videos too.
 
     Raises:
       ValueError: there are no buckets.
@@ -183,50 +176,44 @@ def assign_all(
         raise ValueError("there are no buckets to assign clips to; make_buckets makes some.")
     unique, inverse = np.unique(np.asarray(shapes).reshape(-1, 3), axis=0, return_inverse=True)
     parts = [
-        _assign_unique(
-            buckets, unique[start : start + _CHUNK], max_crop, max_upscale, videos_as_images
-        )
+        _assign_unique(buckets, unique[start : start + _CHUNK])
         for start in range(0, max(len(unique), 1), _CHUNK)
     ]
     choice, crop_loss, reason = (np.concatenate(part)[inverse.reshape(-1)] for part in zip(*parts))
-    texts = _reasons(buckets, max_crop, max_upscale)
+    texts = _reasons(buckets)
     counts = np.bincount(reason[choice < 0], minlength=len(texts))
     unassigned = {text: int(count) for text, count in zip(texts, counts) if count}
     return Assignment(choice, crop_loss, unassigned)
 
 
-def _reasons(buckets: Sequence[Bucket], max_crop: float, max_upscale: float) -> tuple[str, ...]:
+def _reasons(buckets: Sequence[Bucket]) -> tuple[str, ...]:
     """Why a clip fits no bucket, in the order in which `_assign_unique` asks."""
     shortest = min((bucket.frames for bucket in buckets if bucket.frames > 1), default=1)
     return (
         "images, but no bucket has 1 frame",
-        "videos, but every bucket has 1 frame (videos_as_images takes single frames)",
+        "videos, but every bucket has 1 frame",
         f"too short (fewer than {shortest} frames)",
-        f"too small (would be enlarged more than {max_upscale:g} times)",
-        f"aspect ratio too far (would lose more than {max_crop:.0%} to cropping)",
+        f"too small (would be enlarged more than {_MAX_UPSCALE:g} times)",
+        f"aspect ratio too far (would lose more than {_MAX_CROP:.0%} to cropping)",
     )
 
 
 def _assign_unique(
-    buckets: Sequence[Bucket],
-    shapes: np.ndarray,
-    max_crop: float,
-    max_upscale: float,
-    videos_as_images: bool,
+    buckets: Sequence[Bucket], shapes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choice, crop loss and reason (meaningful where the choice is -1), each [len]."""
     table = np.array([(b.frames, b.height, b.width) for b in buckets], np.float64)
     frames, height, width = table.T[:, None, :]  # each [1, buckets]
     clip_frames, clip_height, clip_width = shapes.astype(np.float64).T[:, :, None]  # [len, 1]
     image = clip_frames == 1
-    kind = np.where(image, frames == 1, (frames > 1) | videos_as_images)
+    kind = np.where(image, frames == 1, frames > 1)
     with np.errstate(divide="ignore", invalid="ignore"):  # a clip of no pixels is too small
         scale = np.maximum(height / clip_height, width / clip_width)
         crop = 1 - height * width / (clip_height * clip_width * scale * scale)
         distance = np.abs(np.log((width / height) / (clip_width / clip_height)))
     long_enough = kind & (frames <= clip_frames)
-    large_enough = long_enough & (scale <= max_upscale)
-    fits = large_enough & (crop <= max_crop)
+    large_enough = long_enough & (scale <= _MAX_UPSCALE)
+    fits = large_enough & (crop <= _MAX_CROP)
 
     reason = np.select(
         [
@@ -254,22 +241,7 @@ def _assign_unique(
     return choice, loss.astype(np.float32), reason
 
 
-def assign(
-    buckets: Sequence[Bucket],
-    frames: int,
-    height: int,
-    width: int,
-    *,
-    max_crop: float = 0.5,
-    max_upscale: float = 1.25,
-    videos_as_images: bool = False,
-) -> Bucket | None:
+def assign(buckets: Sequence[Bucket], frames: int, height: int, width: int) -> Bucket | None:
     """The bucket of one clip by the rule of `assign_all`, or None where none fits."""
-    choice = assign_all(
-        buckets,
-        np.array([[frames, height, width]]),
-        max_crop=max_crop,
-        max_upscale=max_upscale,
-        videos_as_images=videos_as_images,
-    ).choice[0]
+    choice = assign_all(buckets, np.array([[frames, height, width]])).choice[0]
     return buckets[choice] if choice >= 0 else None

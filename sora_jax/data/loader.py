@@ -143,9 +143,6 @@ def make_loader(
     host_count: int = 1,
     workers: int = 0,
     prefetch: int = 4,
-    max_crop: float = 0.5,
-    max_upscale: float = 1.25,
-    videos_as_images: bool = False,
 ) -> Loader:
     """A loader of batches of captioned clips, each batch of one bucket.
 
@@ -175,9 +172,6 @@ def make_loader(
       workers: processes that read; 0 for threads. A script that uses them must guard its entry
         point with `if __name__ == "__main__"`, as they import it.
       prefetch: batches read at the same time and held ready.
-      max_crop: the largest share of a frame's pixels that cropping may remove.
-      max_upscale: the largest factor by which a frame may be enlarged.
-      videos_as_images: buckets of one frame take single frames of videos too.
 
     Returns:
       A loader of dicts: `frames` uint8 [b, F, H, W, 3] or `latents` [b, T, h, w, C], and `tokens`
@@ -198,13 +192,7 @@ def make_loader(
     if tokenize is not None or caption_weights is not None:
         _check_captions(weights, caption_dropout)
 
-    assignment = assign_all(
-        buckets,
-        source.shapes,
-        max_crop=max_crop,
-        max_upscale=max_upscale,
-        videos_as_images=videos_as_images,
-    )
+    assignment = assign_all(buckets, source.shapes)
     sizes = [_checked_batch_size(bucket, batch_size(bucket), host_count) for bucket in buckets]
     members = [np.flatnonzero(assignment.choice == number) for number in range(len(buckets))]
     report = BucketReport(
@@ -280,6 +268,5 @@ def _no_clips(shapes: np.ndarray, buckets: Sequence[Bucket], unassigned: Mapping
     return (
         f"none of the {len(shapes)} clips fits any of the buckets {', '.join(map(str, buckets))}: "
         f"{reasons}. The clips have {low[0]} to {high[0]} frames of {low[1]} to {high[1]} x "
-        f"{low[2]} to {high[2]} (height x width): make shorter or smaller buckets, or raise "
-        "max_upscale or max_crop."
+        f"{low[2]} to {high[2]} (height x width): make shorter or smaller buckets."
     )
