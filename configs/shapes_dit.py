@@ -16,7 +16,7 @@ def get_config():
     config.seed = 0
     config.dtype = "float32"
     config.remat = "products"
-    config.mesh = ConfigDict({"fsdp": -1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})
 
     config.data = ConfigDict()
     config.data.folder = ""  # the rendered world

@@ -19,7 +19,7 @@ def get_config():
     config.task = "vae"
     config.seed = 0
     config.dtype = "float32"
-    config.mesh = ConfigDict({"fsdp": -1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})
 
     config.data = ConfigDict()
     config.data.folder = ""  # the rendered world

@@ -14,6 +14,7 @@ from configs import clips_dit, clips_vae, shapes_dit, shapes_vae
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.models.vae import init_vae
+from sora_jax.sharding import MESH_AXES, make_mesh
 from sora_jax.training import setup
 from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.loop import LoopConfig
@@ -180,4 +181,6 @@ def test_configs_have_the_keys_that_training_takes(module):
     config = module.get_config()
     assert dataclasses.asdict(setup.make_loop_config(config))["steps"] > 0
     make_optimizer(steps=config.loop.steps, **config.optimizer)
+    assert set(config.mesh) == set(MESH_AXES)
+    assert make_mesh(dict(config.mesh)).shape["fsdp"] == jax.device_count()
     assert len(config.data.bucket_weights) in (0, len(config.data.buckets))
