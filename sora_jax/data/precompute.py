@@ -213,25 +213,22 @@ class _Split:
         return batch, frames, records, failed
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        print(f"error: {argv[1]!r} belongs to no flag", file=sys.stderr)
-        return 1
+        command.fail(f"{argv[1]!r} belongs to no flag")
     logging.set_verbosity(logging.WARNING)  # TFDS announces every step
     tfds.disable_progress_bar()
     # As an exception, which removes what is half done.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated; nothing was written"))
+    signal.signal(signal.SIGTERM, lambda *_: command.fail("terminated; nothing was written"))
     values = flags.FLAGS
     try:
         description = precompute(values.config, values.output, passes=values.passes)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        command.fail(error)
     for split, unreadable in description["unreadable"].items():
         if unreadable:
             print(f"{split}: {len(unreadable)} reads failed, see latents.json", file=sys.stderr)
     print(f"wrote {values.output}")
-    return 0
 
 
 def _define_flags() -> None:
