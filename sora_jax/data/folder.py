@@ -180,7 +180,10 @@ class ClipDataset(ClipSource):
                 "write it with python -m sora_jax.data.folder"
             )
         if split not in info.splits:
-            raise ValueError(f"{path} has no split {split!r}, only {', '.join(info.splits)}")
+            raise ValueError(
+                f"{path} has no split {split!r}, only {', '.join(info.splits)}: build it again "
+                "with a larger --held_out, or from more clips"
+            )
         table = self._index(info.splits[split].num_examples)
         frames, native, duration, height, width = table.T
         count = np.where(frames == 1, 1, np.maximum(np.floor(duration * fps + _SLACK), 1))
@@ -257,20 +260,17 @@ def _captions(record: dict[str, Any]) -> dict[str, str]:
     return {kind: text.decode() for kind, text in record["captions"].items() if text}
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # TFDS announces every step
     if len(argv) > 1:
-        print(f"error: {argv[1]!r} belongs to no flag", file=sys.stderr)
-        return 1
+        command.fail(f"{argv[1]!r} belongs to no flag")
     names = ("clips", "output", "name", "held_out", "max_megabytes", "overwrite")
     try:
         report = build(**{name: flags.FLAGS[name].value for name in names})
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        command.fail(error)
     for split, totals in report["splits"].items():
         print(f"{split}: " + ", ".join(f"{value} {name}" for name, value in totals.items()))
-    return 0
 
 
 def _define_flags() -> None:

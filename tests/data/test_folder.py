@@ -441,7 +441,7 @@ def test_wrong_arguments_name_the_value(tmp_path, small, wrong, message):
 def test_opening_what_is_not_there(tmp_path, small):
     with pytest.raises(FileNotFoundError, match="no dataset at"):
         folder.ClipDataset(tmp_path, fps=10)
-    with pytest.raises(ValueError, match="no split 'validation', only train"):
+    with pytest.raises(ValueError, match=r"no split 'validation', only train: .*larger --held_out"):
         folder.ClipDataset(small, "validation", fps=10)
     with pytest.raises(ValueError, match="fps=0"):
         folder.ClipDataset(small, fps=0)
@@ -456,6 +456,7 @@ def test_command_line(tmp_path, small):
     output = tmp_path / "dataset"
     done = run(f"--clips={tmp_path / 'missing'}", f"--output={output}")
     assert (done.returncode, done.stdout) == (1, "")
+    assert run("--clips=two\nlines", f"--output={output}").stderr.count("\n") == 1
     assert done.stderr.startswith("error: no folder of clips at") and done.stderr.count("\n") == 1
     done = run(f"--clips={small.parent / 'clips'}", f"--output={output}", "--held_out=0.5")
     assert done.returncode == 0, done.stderr
