@@ -31,7 +31,7 @@ from sora_jax.training.loop import LoopConfig
 from sora_jax.training.resume import keep_tokenizer, keep_vae
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
-from sora_jax.weights.settings import from_settings
+from sora_jax.weights.settings import as_tuple, from_settings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -55,8 +55,8 @@ def read_buckets(data: ConfigDict) -> list[Bucket]:
     Raises:
       ValueError: there is none, or one is not three numbers of at least 1.
     """
-    shapes = data.buckets
-    if not isinstance(shapes, (tuple, list)) or not shapes:
+    shapes = as_tuple(data.buckets)
+    if not isinstance(shapes, tuple) or not shapes:
         raise ValueError(
             f"config.data.buckets={shapes} must be a tuple of buckets, such as ((17, 64, 96),)"
         )

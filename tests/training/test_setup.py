@@ -88,6 +88,11 @@ def test_a_discriminator_is_trained_only_where_its_loss_has_a_weight(weight, kin
     assert type(task) is kind
 
 
+def test_buckets_may_be_lists():
+    buckets = setup.read_buckets(ConfigDict({"buckets": [[1, 64, 96], (5, 64, 64)]}))
+    assert buckets == [Bucket(1, 64, 96), Bucket(5, 64, 64)]
+
+
 @pytest.mark.parametrize(
     ("buckets", "message"),
     [
