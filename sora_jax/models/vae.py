@@ -44,7 +44,9 @@ class VAEConfig:
     patch: int = 1
 
     def __post_init__(self):
-        check_positive(self, "encoder_width", "decoder_width", "blocks", "latent_channels", "patch")
+        check_positive(self, "encoder_width", "decoder_width", "latent_channels", "patch")
+        if self.blocks < 0:
+            raise ValueError(f"VAEConfig.blocks is {self.blocks}; it must not be negative")
         if not is_counts(self.multipliers) or not self.multipliers:
             raise ValueError(
                 f"VAEConfig.multipliers is {self.multipliers}; it must be a number of at least 1 "

@@ -235,7 +235,7 @@ def test_errors_of_the_config_name_both_values():
         ({"patch": 0}, "VAEConfig.patch is 0; it must be at least 1"),
         ({"encoder_width": 0}, "VAEConfig.encoder_width is 0"),
         ({"decoder_width": -8}, "VAEConfig.decoder_width is -8"),
-        ({"blocks": 0}, "VAEConfig.blocks is 0"),
+        ({"blocks": -1}, "VAEConfig.blocks is -1; it must not be negative"),
         ({"latent_channels": 0}, "VAEConfig.latent_channels is 0"),
         ({"multipliers": 4}, "VAEConfig.multipliers is 4; .* for each level"),
         ({"multipliers": (), "temporal": ()}, r"VAEConfig.multipliers is \(\)"),
