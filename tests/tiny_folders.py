@@ -46,6 +46,14 @@ def save_vae(folder):
     return params
 
 
+def save_both(tmp_path_factory):
+    """Model folders of a VAE and of a text encoder."""
+    vae, text = tmp_path_factory.mktemp("vae"), tmp_path_factory.mktemp("text")
+    save_vae(vae)
+    save_text(text)
+    return vae, text
+
+
 def save_text(folder, seed=0, vocabulary=TEXT.vocabulary):
     """Writes a text encoder with a tokenizer of some 300 ids."""
     config = dataclasses.replace(TEXT, vocabulary=vocabulary)

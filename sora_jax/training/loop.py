@@ -195,7 +195,6 @@ def train(
             reporter.step(step, finite, clips=clips, flops=flops, timed=timed)
 
         def score(step: int, save: bool) -> None:
-            read_late()
             scores = evaluate(evaluate_step, state.ema, frozen, held_out, mesh, evaluate_key)
             reporter.write(step, {"held_out": scores})
             logger.info(

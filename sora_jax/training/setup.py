@@ -84,11 +84,11 @@ def make_source(
       held_out: the clips that training never draws.
       text_length: tokens of the text features to read beside latents; None for none.
     """
+    split = "validation" if held_out else "train"
     if data.get("latents"):
-        split = "validation" if held_out else "train"
         return LatentDataset(data.latents, split, text_length=text_length)
     if data.folder:
-        return ClipDataset(data.folder, "validation" if held_out else "train", fps=data.fps)
+        return ClipDataset(data.folder, split, fps=data.fps)
     length = 64 * len(buckets) if held_out else data.clips
     weights = data.bucket_weights or None
     return Shapes(length, buckets, weights, seed=1 if held_out else 0)
@@ -211,7 +211,7 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     They are taken from all over the source: precomputed latents lie bucket by bucket, and images
     have other words than clips.
     """
-    source = make_source(config.data, [Bucket(*b) for b in config.data.buckets], held_out=False)
+    source = make_source(config.data, read_buckets(config.data), held_out=False)
     count = min(len(source), config.tokenizer.captions)
     return train_tokenizer(
         (text for i in range(count) for text in source.captions(i * len(source) // count).values()),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tiny_dit
-from tiny_folders import TEXT, randomised, save_text, save_vae
+from tiny_folders import TEXT, randomised, save_both, save_text
 
 from sora_jax.buckets import Bucket
 from sora_jax.data.identity import check_text
@@ -28,11 +28,7 @@ ROUNDING = {"rtol": 6e-4, "atol": 2e-5}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Model folders of a VAE and of a text encoder."""
-    vae, text = tmp_path_factory.mktemp("vae"), tmp_path_factory.mktemp("text")
-    save_vae(vae)
-    save_text(text)
-    return vae, text
+    return save_both(tmp_path_factory)
 
 
 def make_config(folders):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_dit
-from tiny_folders import TEXT, WORDS, randomised, save_text, save_vae
+from tiny_folders import TEXT, WORDS, randomised, save_both, save_text
 
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.sharding import make_mesh
@@ -21,11 +21,7 @@ from sora_jax.weights.parts import load_text
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Model folders of a VAE and of a text encoder."""
-    vae, text = tmp_path_factory.mktemp("vae"), tmp_path_factory.mktemp("text")
-    save_vae(vae)
-    save_text(text)
-    return vae, text
+    return save_both(tmp_path_factory)
 
 
 def make_config(vae, text):
