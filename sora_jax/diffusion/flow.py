@@ -7,10 +7,6 @@ x_t = (1 - t) x_0 + t eps, with velocity v = dx_t/dt = eps - x_0 (rectified flow
 import jax
 import jax.numpy as jnp
 
-# Below this level the loss would weigh the error of a clean prediction without bound.
-LEVEL_FLOOR = 0.05
-
-
 def expand(t: jax.Array, x: jax.Array) -> jax.Array:
     """Levels [B, T] with trailing ones, to multiply x [B, T, ...]."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))

@@ -32,18 +32,21 @@ class NoiseConfig:
     Attributes:
       mean, std: of the logit of the level, before the shift.
       shift, shift_tokens: the shift at that many tokens; it grows with their square root.
+      floor: level from which on the loss of a clean prediction weighs 1 / level^2, and no more
+        below. A small model with little time learns more of what matters with a high one.
 
     Raises:
-      ValueError: one of the last three is not positive.
+      ValueError: one but the mean is not positive.
     """
 
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
     shift_tokens: int = 100
+    floor: float = 0.05
 
     def __post_init__(self):
-        for name in ("std", "shift", "shift_tokens"):
+        for name in ("std", "shift", "shift_tokens", "floor"):
             if not getattr(self, name) > 0:
                 raise ValueError(
                     f"config.noise.{name}={getattr(self, name)} must be positive, such as "
@@ -115,10 +118,10 @@ class DiTTask:
         prediction = DiT(self.config, self.dtype, self.remat).apply(
             {"params": params["dit"]}, x, levels, self._text(params, frozen, batch)
         )
-        if self.config.prediction == "clean":
-            losses = flow_loss(prediction, clean, levels, held, clean=True)
-        else:
-            losses = flow_loss(prediction, noise - clean, levels, held, clean=False)
+        is_clean = self.config.prediction == "clean"
+        target = clean if is_clean else noise - clean
+        floor = noise_config.floor
+        losses = flow_loss(prediction, target, levels, held, clean=is_clean, floor=floor)
         return losses, t
 
     def _shift(self, latent_shape: tuple[int, ...]) -> float:

@@ -4,15 +4,20 @@ import jax
 import jax.numpy as jnp
 from jax import nn
 
-from sora_jax.diffusion.flow import LEVEL_FLOOR
 
 
 def flow_loss(
-    prediction: jax.Array, target: jax.Array, t: jax.Array, held: jax.Array, *, clean: bool
+    prediction: jax.Array,
+    target: jax.Array,
+    t: jax.Array,
+    held: jax.Array,
+    *,
+    clean: bool,
+    floor: float,
 ) -> jax.Array:
     """Mean squared error in velocity over the frames that are not held.
 
-    A clean prediction's error counts 1 / t^2 (t floored at LEVEL_FLOOR): the error of the velocity
+    A clean prediction's error counts 1 / t^2 (t at least `floor`): the error of the velocity
     that follows from it (arXiv 2511.13720).
 
     Args:
@@ -20,6 +25,7 @@ def flow_loss(
       t: levels [B, T].
       held: bool [B, T], frames given at level 0, which carry no loss.
       clean: whether the two are clean latents.
+      floor: level from which on the weight of a clean prediction grows no more.
 
     Returns:
       float32 [B], a mean over each clip.
@@ -27,7 +33,7 @@ def flow_loss(
     error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
     error = jnp.mean(error, axis=tuple(range(2, error.ndim)))
     if clean:
-        error = error / jnp.square(jnp.maximum(t, LEVEL_FLOOR))
+        error = error / jnp.square(jnp.maximum(t, floor))
     weight = 1.0 - held.astype(jnp.float32)
     return jnp.sum(error * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
 

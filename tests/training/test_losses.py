@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sora_jax.diffusion.flow import LEVEL_FLOOR, add_noise, clean_from_velocity
+from sora_jax.diffusion.flow import add_noise, clean_from_velocity
 from sora_jax.training.losses import flow_loss, gradient_loss, hinge_loss, kl_loss
 
 SHAPE = (3, 4, 2, 3, 5)
 LEVELS = np.float32([[0.5, 0.5, 0.5, 0.5], [0.0, 0.9, 0.9, 0.9], [0.01, 0.3, 0.01, 1.0]])
 HELD = LEVELS == 0
+FLOOR = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,10 @@ def test_flow_loss_is_the_weighted_mean_of_the_frames_that_are_not_held(arrays, 
             if HELD[b, frame]:
                 continue
             error = prediction[b, frame].astype(float) - target[b, frame]
-            weight = 1 / max(float(LEVELS[b, frame]), LEVEL_FLOOR) ** 2 if clean else 1.0
+            weight = 1 / max(float(LEVELS[b, frame]), FLOOR) ** 2 if clean else 1.0
             terms.append(weight * np.mean(error**2))
         expected.append(np.mean(terms))
-    loss = flow_loss(prediction, target, LEVELS, HELD, clean=clean)
+    loss = flow_loss(prediction, target, LEVELS, HELD, clean=clean, floor=FLOOR)
     assert loss.dtype == np.float32
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
@@ -42,7 +43,7 @@ def test_held_frames_carry_no_loss(arrays):
     prediction, target, _ = arrays
 
     def total(prediction):
-        return flow_loss(prediction, target, LEVELS, HELD, clean=True).sum()
+        return flow_loss(prediction, target, LEVELS, HELD, clean=True, floor=FLOOR).sum()
 
     gradient = np.asarray(jax.grad(total)(prediction))
     assert not gradient[HELD].any()
@@ -52,18 +53,18 @@ def test_held_frames_carry_no_loss(arrays):
 def test_a_clip_of_held_frames_has_no_loss(arrays):
     prediction, target, _ = arrays
     held = np.ones(SHAPE[:2], bool)
-    loss = flow_loss(prediction, target, np.zeros_like(LEVELS), held, clean=True)
+    loss = flow_loss(prediction, target, np.zeros_like(LEVELS), held, clean=True, floor=FLOOR)
     np.testing.assert_array_equal(loss, np.zeros(3))
 
 
 def test_the_loss_of_a_clean_prediction_is_that_of_its_velocity(arrays):
     velocity, clean, noise = arrays
-    levels = np.maximum(LEVELS, LEVEL_FLOOR)
+    levels = np.maximum(LEVELS, FLOOR)
     held = np.zeros_like(HELD)
     prediction = clean_from_velocity(add_noise(clean, noise, levels), velocity, levels)
     np.testing.assert_allclose(
-        flow_loss(prediction, clean, levels, held, clean=True),
-        flow_loss(velocity, noise - clean, levels, held, clean=False),
+        flow_loss(prediction, clean, levels, held, clean=True, floor=FLOOR),
+        flow_loss(velocity, noise - clean, levels, held, clean=False, floor=FLOOR),
         rtol=1e-4,
     )
 
@@ -72,7 +73,7 @@ def test_half_precision_is_reduced_in_float32():
     # The sum of these squares is far beyond the range of float16.
     prediction = np.full((1, 1, 64, 64, 4), 100, np.float16)
     levels, held = np.ones((1, 1), np.float32), np.zeros((1, 1), bool)
-    loss = flow_loss(prediction, np.zeros_like(prediction), levels, held, clean=True)
+    loss = flow_loss(prediction, np.zeros_like(prediction), levels, held, clean=True, floor=FLOOR)
     np.testing.assert_allclose(loss, [1e4])
 
 

@@ -56,7 +56,7 @@ def adversarial(vae):
     return AdversarialTask(task, weight=0.3), batch
 
 
-@pytest.mark.parametrize("name", ["std", "shift", "shift_tokens"])
+@pytest.mark.parametrize("name", ["std", "shift", "shift_tokens", "floor"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_noise_that_cannot_be_is_refused(name, value):
     with pytest.raises(ValueError, match=f"config.noise.{name}={value} must be positive, such as"):
