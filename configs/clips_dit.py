@@ -22,12 +22,16 @@ def get_config():
     )
     config.data.buckets = tuple((b.frames, b.height, b.width) for b in buckets)
     config.data.bucket_weights = ()
-    config.data.token_budget = 16 * 140  # 16 wide clips: small buckets need not repeat theirs often
+    config.data.token_budget = 8 * 140  # 8 wide clips
+    config.data.most_clips = 8
     config.data.caption_weights = {"short": 0.2, "detailed": 0.8}
     config.data.held_out_batches = 4
     config.vae = "runs/clips_vae/model"
     config.tokenizer.vocabulary = 1024
     config.tokenizer.length = 96
+    config.dit.width = 192
+    config.dit.heads = 6
+    config.dit.mlp_width = 768
     config.sampling.size = (112, 64)
     config.sampling.frames = 17
     config.sampling.prompts = (

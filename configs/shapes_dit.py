@@ -21,7 +21,7 @@ def get_config():
     config.data = ConfigDict()
     config.data.folder = ""  # the rendered world
     config.data.latents = ""
-    config.data.clips = 20_000
+    config.data.clips = 30_000
     config.data.fps = 8.0
     config.data.buckets = (
         (1, 64, 64),
@@ -33,7 +33,8 @@ def get_config():
         (33, 64, 96),
     )
     config.data.bucket_weights = (0.1, 0.05, 0.05, 0.3, 0.2, 0.2, 0.1)
-    config.data.token_budget = 32 * 120
+    config.data.token_budget = 12 * 120
+    config.data.most_clips = 16
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.1
     config.data.workers = 0
@@ -53,29 +54,30 @@ def get_config():
     config.text.mlp_width = 256
 
     config.dit = ConfigDict()
-    config.dit.width = 256
-    config.dit.layers = 6
-    config.dit.heads = 8
-    config.dit.mlp_width = 768
+    config.dit.width = 128
+    config.dit.layers = 8
+    config.dit.heads = 4
+    config.dit.mlp_width = 512
     config.dit.patch = (1, 2, 2)
     config.dit.time_features = 256
     config.dit.prediction = "clean"
 
-    config.noise = ConfigDict({"mean": 0.0, "std": 1.0, "shift": 3.0, "shift_tokens": 100})
+    config.noise = ConfigDict({"mean": 0.0, "std": 1.4, "shift": 3.0, "shift_tokens": 100})
+    config.noise.floor = 0.3
     config.patterns = ConfigDict({"none": 0.8, "first_frame": 0.2})
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.muon_learning_rate = 0.01
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.muon_learning_rate = 0.02
     config.optimizer.warmup_steps = 200
-    config.optimizer.decay_share = 0.3
+    config.optimizer.decay_share = 0.4
     config.optimizer.weight_decay = 0.01
     config.optimizer.b2 = 0.99
     config.optimizer.clip = 1.0
 
     config.sampling = ConfigDict()
     config.sampling.steps = 20
-    config.sampling.guidance = 4.0
+    config.sampling.guidance = 2.0
     config.sampling.solver = "euler"
     config.sampling.latent_limit = 6.0
     config.sampling.size = (96, 64)
@@ -88,10 +90,10 @@ def get_config():
     )
 
     config.loop = ConfigDict()
-    config.loop.steps = 8000
+    config.loop.steps = 16_000
     config.loop.ema_decay = 0.999
     config.loop.log_every = 50
-    config.loop.evaluate_every = 500
-    config.loop.checkpoint_every = 500
-    config.loop.save_every = 1000
+    config.loop.evaluate_every = 1000
+    config.loop.checkpoint_every = 1000
+    config.loop.save_every = 4000
     return config

@@ -28,6 +28,7 @@ def get_config():
     config.data.buckets = ((1, 64, 64), (9, 64, 64), (9, 64, 96))
     config.data.bucket_weights = (0.78, 0.18, 0.04)
     config.data.token_budget = 8 * 8 * 8
+    config.data.most_clips = 0
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.0
     config.data.workers = 0

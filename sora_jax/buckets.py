@@ -126,20 +126,29 @@ def batch_size(
     bucket: Bucket,
     *,
     token_budget: int,
+    most_clips: int = 0,
     multiple_of: int = 1,
     temporal: int = 4,
     spatial: int = 16,
 ) -> int:
     """Clips a batch so that every bucket's step costs about `token_budget` tokens.
 
-    The result is a multiple of `multiple_of` (the devices or hosts that share the batch) and at
-    least that, even where one clip for each already exceeds the budget.
+    No batch has more than `most_clips` (0: no such limit): where few tokens make a clip, as in
+    images, hundreds of clips a step are fewer steps and little better ones. The result is a
+    multiple of `multiple_of` (the devices or hosts that share the batch) and at least that, even
+    where one clip for each already exceeds the budget.
+
+    Raises:
+      ValueError: a limit that is negative, or no budget.
     """
     if token_budget < 1 or multiple_of < 1:
         raise ValueError(
             f"token_budget={token_budget} and multiple_of={multiple_of} must be positive."
         )
+    if most_clips < 0:
+        raise ValueError(f"most_clips={most_clips} must be positive, or 0 for no limit.")
     clips = token_budget // tokens(bucket, temporal=temporal, spatial=spatial)
+    clips = min(clips, most_clips or clips)
     return max(clips // multiple_of, 1) * multiple_of
 
 

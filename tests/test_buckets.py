@@ -153,5 +153,9 @@ def test_batch_size_fills_the_token_budget_in_whole_multiples():
     assert batch_size(bucket, token_budget=1000) == 8
     assert batch_size(bucket, token_budget=1320, multiple_of=4) == 8
     assert batch_size(bucket, token_budget=100, multiple_of=4) == 4, "never below the multiple"
+    assert batch_size(bucket, token_budget=1320, multiple_of=4, most_clips=6) == 4
+    assert batch_size(bucket, token_budget=1320, most_clips=12) == 11, "a limit, not a wish"
+    with pytest.raises(ValueError, match="most_clips=-1"):
+        batch_size(bucket, token_budget=1000, most_clips=-1)
     with pytest.raises(ValueError, match="token_budget=0"):
         batch_size(bucket, token_budget=0)

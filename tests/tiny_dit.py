@@ -9,6 +9,7 @@ def get_config():
     config.data.buckets = ((1, 16, 16), (5, 16, 32))
     config.data.bucket_weights = ()
     config.data.token_budget = 8
+    config.data.most_clips = 0
     config.data.held_out_batches = 2
     config.tokenizer.vocabulary = 280
     config.tokenizer.length = 16

@@ -9,6 +9,7 @@ def get_config():
     config.data.buckets = ((5, 16, 32),)
     config.data.bucket_weights = ()
     config.data.token_budget = 16
+    config.data.most_clips = 0
     config.data.held_out_batches = 2
     config.vae.encoder_width = 4
     config.vae.decoder_width = 4

@@ -135,6 +135,7 @@ def make_data(
         return batch_size(
             bucket,
             token_budget=data.token_budget,
+            most_clips=data.most_clips,
             multiple_of=devices,
             spatial=spatial,
             temporal=temporal,
