@@ -7,6 +7,7 @@ x_t = (1 - t) x_0 + t eps, with velocity v = dx_t/dt = eps - x_0 (rectified flow
 import jax
 import jax.numpy as jnp
 
+
 def expand(t: jax.Array, x: jax.Array) -> jax.Array:
     """Levels [B, T] with trailing ones, to multiply x [B, T, ...]."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jax import nn
 
 
-
 def flow_loss(
     prediction: jax.Array,
     target: jax.Array,
