@@ -90,10 +90,14 @@ class VAETask:
         return {
             "psnr": jnp.mean(psnr(x, y)),
             "ssim": jnp.mean(ssim(x, y)),
-            "latent_mean": jnp.mean(mean, axis=(0, 1, 2, 3)),
+            # Of a clip, as scores are means over clips: an image has few of all latents.
+            "latents_a_clip": jnp.float32(np.prod(mean.shape[1:4])),
+            "latent_sum": jnp.sum(mean, axis=(1, 2, 3)).mean(axis=0),
             # Of drawn latents: a channel that carries nothing has a tiny mean and a variance of
             # one, and must not be blown up to count as much as the others.
-            "latent_square": jnp.mean(jnp.square(mean) + jnp.exp(logvar), axis=(0, 1, 2, 3)),
+            "latent_squares": jnp.sum(jnp.square(mean) + jnp.exp(logvar), axis=(1, 2, 3)).mean(
+                axis=0
+            ),
         }
 
     def flops(self, batch: Batch) -> float:
@@ -103,8 +107,10 @@ class VAETask:
         return 3.0 * forward.lower(params, frames).cost_analysis()["flops"]
 
     def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
-        mean = np.asarray(scores["latent_mean"], np.float64)
-        std = np.sqrt(np.maximum(np.asarray(scores["latent_square"], np.float64) - mean**2, 1e-8))
+        count = np.float64(scores["latents_a_clip"])
+        mean = np.asarray(scores["latent_sum"], np.float64) / count
+        square = np.asarray(scores["latent_squares"], np.float64) / count
+        std = np.sqrt(np.maximum(square - mean**2, 1e-8))
         settings = {
             **dataclasses.asdict(self.config),
             "latent_mean": [round(float(m), 6) for m in mean],

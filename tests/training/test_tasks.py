@@ -13,12 +13,13 @@ from sora_jax.models.discriminator import Discriminator
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.pixels import to_float
 from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAE as VAENetwork
 from sora_jax.models.vae import VAEConfig
 from sora_jax.sharding import make_mesh, tree_shardings
 from sora_jax.training import loop
 from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
-from sora_jax.training.loop import LoopConfig, place_batch, train
+from sora_jax.training.loop import LoopConfig, evaluate, place_batch, train
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
@@ -61,6 +62,30 @@ def adversarial(vae):
 def test_noise_that_cannot_be_is_refused(name, value):
     with pytest.raises(ValueError, match=f"config.noise.{name}={value} must be positive, such as"):
         NoiseConfig(**{name: value})
+
+
+def test_statistics_are_those_of_all_held_out_latents(tmp_path, vae):
+    task, clips = vae
+    rng = np.random.default_rng(1)
+    images = {"frames": rng.integers(100, 120, (2, 1, 8, 8, 3), np.uint8)}
+    mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
+    params = nn.unbox(task.init(jax.random.key(0)))
+    with jax.set_mesh(mesh):
+        scores = evaluate(task.evaluate, params, {}, [clips, images], mesh, jax.random.key(0))
+        task.save(tmp_path / "model", params, scores)
+    mean, square = [], []
+    for batch in (clips, images):
+        x = to_float(batch["frames"])
+        m, logvar, _ = VAENetwork(VAE).apply({"params": params}, x, method="encode")
+        mean.append(np.asarray(m, float).reshape(-1, 4))
+        square.append(
+            (np.asarray(m, float) ** 2 + np.exp(np.asarray(logvar, float))).reshape(-1, 4)
+        )
+    expected = np.concatenate(mean).mean(axis=0)
+    std = np.sqrt(np.concatenate(square).mean(axis=0) - expected**2)
+    saved = load_vae(tmp_path / "model")
+    np.testing.assert_allclose(saved.mean, expected, atol=1e-5)
+    np.testing.assert_allclose(saved.std, std, rtol=1e-4)
 
 
 def draw_params(task):
