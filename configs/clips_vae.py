@@ -3,9 +3,13 @@
     python -m sora_jax.data.folder --clips=CLIPS --output=data/clips
     python train.py --config=configs/clips_vae.py --workdir=runs/clips_vae \
         --config.data.folder=data/clips
+    python train.py --config=configs/clips_vae.py:17 --workdir=runs/clips_vae_17 \
+        --config.data.folder=data/clips --config.init=runs/clips_vae/model --config.loop.steps=1000
 
-5,000 steps, 40 minutes of one core, gave 25.5 dB on held-out shots of ten minutes of footage
-(docs/clips.md); more steps and a wider network sharpen.
+The number after the colon is the frames of a clip, 9 if it is left out. Short clips train fastest,
+but the latents of frames past the longest that the network saw drift: the second command gets it
+used to as many as `configs/clips_dit.py` trains on. What they give is in docs/clips.md; more steps
+and a wider network sharpen.
 """
 
 from ml_collections import ConfigDict
@@ -14,12 +18,15 @@ from configs import shapes_vae
 from sora_jax.buckets import make_buckets
 
 
-def get_config():
+def get_config(frames="9"):
     config = shapes_vae.get_config()
     config.data.folder = "data/clips"
     config.data.fps = 12.0
     buckets = make_buckets(
-        area=112 * 64, aspect_ratios=(16 / 9, 4 / 3, 1.0, 9 / 16), frames=(1, 9), multiple=16
+        area=112 * 64,
+        aspect_ratios=(16 / 9, 4 / 3, 1.0, 9 / 16),
+        frames=(1, int(frames)),
+        multiple=16,
     )
     config.data.buckets = tuple((b.frames, b.height, b.width) for b in buckets)
     config.data.bucket_weights = ()

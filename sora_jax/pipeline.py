@@ -12,54 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion.flow import clean_from_velocity, token_shift
-from sora_jax.diffusion.solvers import (
-    Step,
-    euler_step,
-    guide,
-    heun_step,
-    limit_range,
-    schedule,
-    solve,
-)
+from sora_jax.diffusion.solvers import SOLVERS, Step, guide, limit_range, schedule, solve
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.pixels import to_uint8
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAE, VAEConfig, denormalise, encode_frames
 from sora_jax.weights.model_folder import load_description
+from sora_jax.weights.model_settings import ModelSettings, read_settings
 from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_dit, load_text, load_vae
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
-SOLVERS: dict[str, Step] = {"euler": euler_step, "heun": heun_step}
 
 # Latents this much larger are decoded in chunks of frames, so that memory does not grow with time.
 WHOLE_DECODE = 40_000
 CHUNK_FRAMES = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a model folder says about the model as a whole.
-
-    Attributes:
-      fps: frame rate of what the model makes.
-      text_length: tokens of a prompt.
-      shift, shift_tokens: of the schedule, see `flow.token_shift`.
-      latent_limit: clean predictions stay within this many standard deviations.
-      steps, guidance, solver: defaults of sampling.
-      size, frames: default (width, height) and length.
-    """
-
-    fps: float
-    text_length: int
-    shift: float
-    shift_tokens: int
-    latent_limit: float
-    steps: int
-    guidance: float
-    solver: str
-    size: tuple[int, int]
-    frames: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +38,7 @@ class Model:
       params: {"vae", "dit", "text"}.
       latent_mean, latent_std: [C], of the VAE's latents.
       tokenizer: of prompts.
-      settings: defaults.
+      settings: defaults of sampling, and what training fixed.
     """
 
     vae_config: VAEConfig
@@ -81,7 +48,7 @@ class Model:
     latent_mean: jax.Array
     latent_std: jax.Array
     tokenizer: Tokenizer
-    settings: Settings
+    settings: ModelSettings
 
     @property
     def fps(self) -> float:
@@ -157,27 +124,18 @@ class Model:
         image: np.ndarray | None = None,
     ) -> jax.Array:
         """Normalised clean latents, float32 [B, T, h, w, C], for the arguments of `sample`."""
-        defaults = self.settings
-        size = size or defaults.size
-        steps = defaults.steps if steps is None else steps
-        guidance = defaults.guidance if guidance is None else guidance
-        solver = solver or defaults.solver
-        if solver not in SOLVERS:
-            raise ValueError(f"solver {solver!r} is unknown; use one of {sorted(SOLVERS)}")
-        if steps < 1:
-            raise ValueError(
-                f"{steps} steps make nothing; use at least 1, such as {defaults.steps}"
-            )
+        settings = self.settings.override(
+            size=size, frames=frames, steps=steps, guidance=guidance, solver=solver
+        )
+        size = settings.size
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed {seed} is out of range; use 0 to {2**32 - 1}")
-        if not 0 <= guidance < 1000:
-            raise ValueError(f"guidance {guidance} is out of range; use 1 to 20")
-        shape = self.latent_shape(size, defaults.frames if frames is None else frames)
+        shape = self.latent_shape(size, settings.frames)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise ValueError("there is no prompt in the list; give at least one, '' for any video")
         tokens = np.stack([self._tokens(text) for text in prompts])
-        empty = self.tokenizer.encode("", defaults.text_length)[None]
+        empty = self.tokenizer.encode("", settings.text_length)[None]
 
         held = np.zeros((len(prompts), shape[0]), bool)
         known = jnp.zeros((len(prompts), *shape))
@@ -195,7 +153,7 @@ class Model:
         key = jax.random.key(seed)
         noise = jax.random.normal(key, (len(prompts), *shape))
         count = int(np.prod(self.dit_config.grid(shape[:3])))
-        shift = token_shift(count, base=defaults.shift, base_tokens=defaults.shift_tokens)
+        shift = token_shift(count, base=settings.shift, base_tokens=settings.shift_tokens)
         return _generate(
             self.params,
             tokens,
@@ -203,12 +161,12 @@ class Model:
             noise,
             known,
             held,
-            schedule(steps, shift),
-            jnp.float32(guidance),
+            schedule(settings.steps, shift),
+            jnp.float32(settings.guidance),
             dit_config=self.dit_config,
             text_config=self.text_config,
-            step=SOLVERS[solver],
-            limit=defaults.latent_limit,
+            step=SOLVERS[settings.solver],
+            limit=settings.latent_limit,
         )
 
     def _tokens(self, text: str) -> np.ndarray:
@@ -295,14 +253,6 @@ def load(folder: str | pathlib.Path | None = None) -> Model:
     vae = load_vae(folder)
     dit_config, dit_params = load_dit(folder)
     text_config, text_params = load_text(folder)
-    fields = [field.name for field in dataclasses.fields(Settings)]
-    try:
-        values = {name: description[name] for name in fields}
-    except KeyError as error:
-        raise ValueError(
-            f"{folder}/model.json lacks {error}; write the model folder again"
-        ) from error
-    values["size"] = tuple(values["size"])
     params = {"vae": vae.params, "dit": dit_params, "text": text_params}
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     _check_parts(folder, vae, dit_config, text_config)
@@ -315,7 +265,7 @@ def load(folder: str | pathlib.Path | None = None) -> Model:
         jnp.asarray(vae.mean),
         jnp.asarray(vae.std),
         tokenizer,
-        Settings(**values),
+        read_settings(description, folder),
     )
 
 

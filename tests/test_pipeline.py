@@ -19,6 +19,7 @@ from sora_jax.models.vae import VAE, VAEConfig, init_vae
 from sora_jax.pipeline import PRETRAINED
 from sora_jax.video_io import decode, probe
 from sora_jax.weights.model_folder import Part, save_model
+from sora_jax.weights.model_settings import ModelSettings
 from sora_jax.weights.parts import init_text
 
 SIZE, FRAMES = (32, 16), 5
@@ -86,7 +87,7 @@ def clip(model):
 def test_a_folder_says_what_the_model_is(model):
     assert model.fps == 8.0
     assert (model.vae_config, model.dit_config) == (VAE_CONFIG, DIT_CONFIG)
-    assert model.settings == pipeline.Settings(**SETTINGS)
+    assert model.settings == ModelSettings(**SETTINGS)
 
 
 def test_a_video_has_the_size_and_length_of_the_settings(clip):
@@ -244,6 +245,9 @@ def truncate(path):
         (edit(lambda d: d.update(format="other")), "is not a 'sora_jax model 1' file"),
         (edit(lambda d: d["parts"].pop("dit")), "has no 'dit' part, only .'text', 'vae'"),
         (edit(lambda d: d.pop("shift")), "model.json lacks 'shift'"),
+        (edit(lambda d: d.update(solver="dpm")), "model.json: solver 'dpm' is unknown"),
+        (edit(lambda d: d.update(size=[96])), "model.json: size .96,. must be .width, height."),
+        (edit(lambda d: d.update(fps="8")), "model.json: .*; write the model folder again"),
         (edit(lambda d: d["parts"]["vae"].pop("latent_std")), "lacks 'latent_std'"),
         (edit(lambda d: d["parts"]["dit"].update(depth=2)), "DiTConfig has no field 'depth'"),
         (edit(lambda d: d["parts"]["text"].pop("width")), "TextConfig.*'width'"),
@@ -280,7 +284,7 @@ def test_a_damaged_folder_is_refused(folder, tmp_path, damage, message):
 
 def test_the_folder_of_a_run_holds_its_model(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
-    assert sora_jax.load(tmp_path).settings == pipeline.Settings(**SETTINGS)
+    assert sora_jax.load(tmp_path).settings == ModelSettings(**SETTINGS)
 
 
 def test_saving_writes_what_the_suffix_says(clip, tmp_path):

@@ -51,6 +51,7 @@ def heun_step(denoise: Denoise, x: jax.Array, t: jax.Array, s: jax.Array) -> jax
 
 
 Step = Callable[[Denoise, jax.Array, jax.Array, jax.Array], jax.Array]
+SOLVERS: dict[str, Step] = {"euler": euler_step, "heun": heun_step}
 
 
 def solve(

@@ -29,6 +29,7 @@ from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.frozen import TextParts, load_text_encoder
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.resume import keep_tokenizer, keep_vae
+from sora_jax.training.sampling import sampling_settings
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
 from sora_jax.weights.settings import as_tuple, from_settings
@@ -273,8 +274,7 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
         temporal=vae.config.temporal_stride,
         **text_reading(config, text.tokenizer),
     )
-    sampling = dict(config.sampling)
-    sampling.pop("prompts")
+    settings = sampling_settings(config, data.fps, noise, vae.config, dit, text.tokenizer)
     frozen = {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std}
     if text.params is not None:
         frozen["text"] = text.params
@@ -288,13 +288,7 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
         frozen,
         remat=config.remat,
         tokenizer=text.tokenizer,
-        settings={
-            "fps": data.fps,
-            "text_length": config.tokenizer.length,
-            "shift": noise.shift,
-            "shift_tokens": noise.shift_tokens,
-            **sampling,
-        },
+        settings=dataclasses.asdict(settings),
     )
     return task, data
 

@@ -117,6 +117,11 @@ def test_what_is_no_bucket_is_refused(buckets, message):
         ({"dit.patch": (1, 0, 2)}, r"DiTConfig.patch is \(1, 0, 2\)"),
         ({"dit.heads": 0}, "DiTConfig.heads is 0"),
         ({"noise.shift_tokens": 0}, "config.noise.shift_tokens=0"),
+        ({"sampling.solver": "dpm"}, "config.sampling: solver 'dpm' is unknown; use one of"),
+        ({"sampling.size": (32, 20)}, "config.sampling: .*20"),
+        ({"sampling.frames": 6}, "config.sampling: .*6 frames"),
+        ({"sampling.prompts": (50 * "circle ",)}, "config.sampling: the prompt .*length=16"),
+        ({"sampling": ConfigDict({"prompts": ()})}, "config.sampling: ModelSettings needs"),
     ],
 )
 def test_a_transformer_that_cannot_be_trained_is_refused(tmp_path, changes, message):

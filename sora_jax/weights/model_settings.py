@@ -1,0 +1,73 @@
+"""What a model folder says about the model as a whole, such as how it samples unless told."""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from sora_jax.diffusion.solvers import SOLVERS
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """Attributes of the whole model, and the defaults of sampling.
+
+    Attributes:
+      fps: frame rate of what the model makes.
+      text_length: tokens of a prompt.
+      shift, shift_tokens: of the schedule, see `flow.token_shift`.
+      latent_limit: clean predictions stay within this many standard deviations.
+      steps, guidance, solver: defaults of sampling.
+      size, frames: default (width, height) and length.
+
+    Raises:
+      ValueError: a value that nothing can be sampled with.
+    """
+
+    fps: float
+    text_length: int
+    shift: float
+    shift_tokens: int
+    latent_limit: float
+    steps: int
+    guidance: float
+    solver: str
+    size: tuple[int, int]
+    frames: int
+
+    def __post_init__(self):
+        for name in ("fps", "text_length", "shift", "shift_tokens", "latent_limit"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} {value} must be positive")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver {self.solver!r} is unknown; use one of {sorted(SOLVERS)}")
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} steps make nothing; use at least 1, such as 20")
+        if not 0 <= self.guidance < 1000:
+            raise ValueError(f"guidance {self.guidance} is out of range; use 1 to 20")
+        if len(self.size) != 2:
+            raise ValueError(f"size {self.size} must be (width, height), such as (96, 64)")
+
+    def override(self, **values: Any) -> "ModelSettings":
+        """These settings with the given ones in their place; None leaves one as it is."""
+        given = {name: value for name, value in values.items() if value is not None}
+        return dataclasses.replace(self, **given)
+
+
+def read_settings(description: dict[str, Any], folder: pathlib.Path) -> ModelSettings:
+    """The settings in the description of a model folder.
+
+    Raises:
+      ValueError: one is missing or makes no sense; the message names the folder.
+    """
+    fields = [field.name for field in dataclasses.fields(ModelSettings)]
+    try:
+        values = {name: description[name] for name in fields}
+        return ModelSettings(**{**values, "size": tuple(values["size"])})
+    except KeyError as error:
+        raise ValueError(
+            f"{folder}/model.json lacks {error}; write the model folder again"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}/model.json: {error}; write the model folder again") from error
