@@ -216,6 +216,21 @@ class LatentDataset(ClipSource):
                 f"latents again: {COMMAND}{path}"
             )
 
+    def check_buckets(self, buckets: Sequence[Bucket]) -> None:
+        """Raises ValueError if there are records of a shape that is none of `buckets`.
+
+        Their crops are made, so no other bucket could take them.
+        """
+        others = {Bucket(*map(int, shape)) for shape in np.unique(self.shapes, axis=0)}
+        others -= set(buckets)
+        if others:
+            names = ", ".join(sorted(str(bucket) for bucket in others))
+            raise ValueError(
+                f"the latents in {self.path} hold clips of {names}, which config.data.buckets "
+                f"lacks: use the buckets that they were made with, or make them again: "
+                f"{COMMAND}..."
+            )
+
     def _load(self, file: Path) -> np.ndarray:
         try:
             return np.load(file)

@@ -87,7 +87,9 @@ def make_source(
     """
     split = "validation" if held_out else "train"
     if data.get("latents"):
-        return LatentDataset(data.latents, split, text_length=text_length)
+        latents = LatentDataset(data.latents, split, text_length=text_length)
+        latents.check_buckets(buckets)
+        return latents
     if data.folder:
         return ClipDataset(data.folder, split, fps=data.fps)
     length = 64 * len(buckets) if held_out else data.clips

@@ -124,6 +124,13 @@ def test_the_loader_gives_every_record(written):
         assert same == [length]
 
 
+def test_latents_of_other_buckets_are_refused(written):
+    dataset = LatentDataset(written)
+    dataset.check_buckets([Bucket(9, 8, 8), *(Bucket(*map(int, s)) for s in dataset.shapes)])
+    with pytest.raises(ValueError, match=r"hold clips of \d+x\d+x\d+, .*config.data.buckets lacks"):
+        dataset.check_buckets([Bucket(*map(int, dataset.shapes[0]))])
+
+
 def test_another_bucket_than_the_one_encoded_is_refused(written):
     with pytest.raises(ValueError, match="encoded at 1x16x24 and cannot be read at 1x16x16"):
         LatentDataset(written).read(0, Bucket(1, 16, 16), np.random.default_rng(0))
