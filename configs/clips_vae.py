@@ -3,13 +3,18 @@
     python -m sora_jax.data.folder --clips=CLIPS --output=data/clips
     python train.py --config=configs/clips_vae.py --workdir=runs/clips_vae \
         --config.data.folder=data/clips
-    python train.py --config=configs/clips_vae.py:17 --workdir=runs/clips_vae_17 \
-        --config.data.folder=data/clips --config.init=runs/clips_vae/model --config.loop.steps=1000
 
-The number after the colon is the frames of a clip, 9 if it is left out. Short clips train fastest,
-but the latents of frames past the longest that the network saw drift: the second command gets it
-used to as many as `configs/clips_dit.py` trains on. What they give is in docs/clips.md; more steps
-and a wider network sharpen.
+Clips have 17 frames, as many as `configs/clips_dit.py` trains on: latents of frames past the
+longest clip that the network saw drift. Shorter ones train faster, so that most of the run can be
+of 9 frames, which a number after a colon asks for:
+
+    python train.py --config=configs/clips_vae.py:9 --workdir=runs/clips_vae_9 \
+        --config.data.folder=data/clips
+    python train.py --config=configs/clips_vae.py --workdir=runs/clips_vae \
+        --config.data.folder=data/clips --config.init=runs/clips_vae_9/model \
+        --config.loop.steps=1000
+
+What these two gave is in docs/clips.md; more steps and a wider network sharpen.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +23,7 @@ from configs import shapes_vae
 from sora_jax.buckets import make_buckets
 
 
-def get_config(frames="9"):
+def get_config(frames="17"):
     config = shapes_vae.get_config()
     config.data.folder = "data/clips"
     config.data.fps = 12.0

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from sora_jax.models.dit import DiT, DiTConfig
 from sora_jax.models.pixels import to_uint8
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAE, VAEConfig, denormalise, encode_frames
-from sora_jax.weights.model_folder import load_description
+from sora_jax.weights.model_folder import find_model, load_description
 from sora_jax.weights.model_settings import ModelSettings, read_settings
 from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_dit, load_text, load_vae
 
@@ -246,9 +245,7 @@ def load(folder: str | pathlib.Path | None = None) -> Model:
     Raises:
       FileNotFoundError, ValueError: missing, damaged, or of another configuration.
     """
-    folder = PRETRAINED if folder is None else pathlib.Path(os.path.expanduser(folder))
-    if not (folder / "model.json").is_file() and (folder / "model" / "model.json").is_file():
-        folder = folder / "model"
+    folder = find_model(PRETRAINED if folder is None else folder)
     description = load_description(folder)
     vae = load_vae(folder)
     dit_config, dit_params = load_dit(folder)

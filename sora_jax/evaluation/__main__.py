@@ -18,9 +18,12 @@ from sora_jax.evaluation.vae_score import score_vae
 from sora_jax.evaluation.worlds import ATTRIBUTES, score_shapes
 from sora_jax.pipeline import PRETRAINED
 from sora_jax.training.setup import make_source, read_buckets
+from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import load_vae
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder; the shipped one if left out.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Model folder, or work folder of a run; the shipped one if left out."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the scores and pictures.")
 COMBINATIONS = flags.DEFINE_integer(
     "combinations", 100, "Held-out combinations of each kind.", lower_bound=1
@@ -58,7 +61,7 @@ def reconstruction(folder):
     data = CONFIG.value.data
     buckets = read_buckets(data)
     source = make_source(data, buckets, held_out=True)
-    vae = load_vae(CHECKPOINT.value or PRETRAINED)
+    vae = load_vae(find_model(CHECKPOINT.value or PRETRAINED))
     scores = score_vae(vae, source, buckets, clips=CLIPS.value, folder=folder)
     print(f"{'':>14}{'clips':>7}{'PSNR':>9}{'SSIM':>8}")
     for name, row in scores.items():

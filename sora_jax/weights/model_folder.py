@@ -68,6 +68,15 @@ def save_model(
             os.replace(file, folder / file.name)
 
 
+def find_model(folder: pathlib.Path | str) -> pathlib.Path:
+    """The model folder that is meant: `folder`, or the one in it if it is a run's work folder."""
+    folder = pathlib.Path(os.path.expanduser(folder))
+    inside = folder / "model"
+    if not (folder / "model.json").is_file() and (inside / "model.json").is_file():
+        return inside
+    return folder
+
+
 def load_description(folder: pathlib.Path | str) -> dict[str, Any]:
     """The contents of model.json.
 
