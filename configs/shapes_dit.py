@@ -10,7 +10,7 @@
 from ml_collections import ConfigDict
 
 
-def get_config():
+def get_config(stage="clips"):
     config = ConfigDict()
     config.task = "dit"
     config.seed = 0
@@ -35,12 +35,17 @@ def get_config():
     config.data.bucket_weights = (0.1, 0.05, 0.05, 0.3, 0.2, 0.2, 0.1)
     config.data.token_budget = 12 * 120
     config.data.most_clips = 16
+    if stage == "images":
+        config.data.buckets = config.data.buckets[:3]
+        config.data.bucket_weights = (0.5, 0.25, 0.25)
+        config.data.most_clips = 64
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.1
     config.data.workers = 0
     config.data.held_out_batches = 14
 
     config.vae = "runs/shapes_vae/model"
+    config.init = ""  # a model folder whose transformer, text encoder and tokenizer to start from
 
     # A model folder whose text encoder and tokenizer are used as they are; if empty, new ones are
     # made, of the sizes below, and the encoder is trained together with the transformer.
@@ -67,8 +72,8 @@ def get_config():
     config.patterns = ConfigDict({"none": 0.8, "first_frame": 0.2})
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.muon_learning_rate = 0.02
+    config.optimizer.learning_rate = 2e-3 if stage == "images" else 1e-3
+    config.optimizer.muon_learning_rate = 0.02 if stage == "images" else 0.006
     config.optimizer.warmup_steps = 200
     config.optimizer.decay_share = 0.4
     config.optimizer.weight_decay = 0.01

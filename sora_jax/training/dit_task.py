@@ -20,6 +20,7 @@ from sora_jax.models.dit import DiT, DiTConfig, flops, init_dit
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, encode_frames
 from sora_jax.training.losses import flow_loss
+from sora_jax.training.start import begin
 from sora_jax.training.state import Batch, Metrics
 from sora_jax.weights.model_folder import Part, save_model
 from sora_jax.weights.parts import init_text
@@ -69,6 +70,7 @@ class DiTTask:
       frozen: {"vae": parameters, "latent_mean", "latent_std"}, and "text" if it is not trained.
       remat: what the backward pass keeps of a block, see `models.dit.REMAT`.
       tokenizer, settings: go into the model folder.
+      start: parameters to start from; None to draw them.
     """
 
     config: DiTConfig
@@ -81,13 +83,14 @@ class DiTTask:
     remat: str
     tokenizer: Any
     settings: dict[str, Any]
+    start: Any = None
 
     def init(self, key: jax.Array) -> Any:
         dit_key, text_key = jax.random.split(key)
         params = {"dit": init_dit(self.config, dit_key)}
         if "text" not in self.frozen:
             params["text"] = init_text(self.text_config, text_key)
-        return params
+        return begin(params, self.start)
 
     def _latents(self, frozen: Any, batch: Batch) -> jax.Array:
         if "latents" in batch:

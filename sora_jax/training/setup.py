@@ -30,6 +30,7 @@ from sora_jax.training.frozen import TextParts, load_text_encoder
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.resume import keep_tokenizer, keep_vae
 from sora_jax.training.sampling import sampling_settings
+from sora_jax.training.start import start_of_dit, start_of_vae
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
 from sora_jax.weights.settings import as_tuple, from_settings
@@ -168,25 +169,6 @@ def make_data(
     return Data(loader, held_out, source.fps)
 
 
-def start_of_vae(folder: str, config: VAEConfig) -> Any:
-    """Parameters of the VAE of a model folder, to train on; None if no folder is given.
-
-    Raises:
-      FileNotFoundError, ValueError: missing, damaged, or of another configuration.
-    """
-    if not folder:
-        return None
-    vae = load_vae(folder)
-    for name, wanted in dataclasses.asdict(config).items():
-        found = getattr(vae.config, name)
-        if found != wanted:
-            raise ValueError(
-                f"config.init={folder} holds a VAE with {name} {found}, and config.vae.{name} is "
-                f"{wanted}; make the two the same"
-            )
-    return vae.params
-
-
 def make_vae_task(config: ConfigDict) -> tuple[VAETask | AdversarialTask, Data]:
     """The VAE, with a discriminator beside it if its loss has a weight, and its clips."""
     settings = from_settings(VAEConfig, config.vae)
@@ -224,10 +206,14 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def make_text(config: ConfigDict, workdir: pathlib.Path) -> TextParts:
-    """The text encoder that a run of the transformer names, or a new one to train with it."""
+    """The text encoder that a run of the transformer names, or one to train with it."""
     if config.text_encoder:
         return load_text_encoder(config.text_encoder)
-    tokenizer = keep_tokenizer(workdir, functools.partial(make_tokenizer, config))
+    if config.init:
+        file = pathlib.Path(config.init) / "tokenizer.json"
+        tokenizer = keep_tokenizer(workdir, functools.partial(Tokenizer.from_file, file))
+    else:
+        tokenizer = keep_tokenizer(workdir, functools.partial(make_tokenizer, config))
     sizes = from_settings(TextConfig, {**config.text, "vocabulary": tokenizer.vocabulary})
     return TextParts(tokenizer, sizes, None)
 
@@ -267,6 +253,8 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
             f"config.dit.patch={dit.patch} joins {dit.patch[0]} latent frames, and training has a "
             "noise level for each: make its first number 1"
         )
+    trained_text = text.config if text.params is None else None
+    start = start_of_dit(config.init, dit, trained_text)
     for bucket in buckets:
         dit.grid(vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)[:3])
     noise = from_settings(NoiseConfig, config.noise)
@@ -291,6 +279,7 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
         remat=config.remat,
         tokenizer=text.tokenizer,
         settings=dataclasses.asdict(settings),
+        start=start,
     )
     return task, data
 

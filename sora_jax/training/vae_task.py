@@ -13,6 +13,7 @@ from sora_jax.evaluation.reconstruction import psnr, ssim
 from sora_jax.models.pixels import to_float, to_uint8
 from sora_jax.models.vae import VAE, VAEConfig, init_vae
 from sora_jax.training.losses import gradient_loss, kl_loss
+from sora_jax.training.start import begin
 from sora_jax.training.state import Batch, Metrics
 from sora_jax.video_io import write
 from sora_jax.weights.model_folder import Part, save_model
@@ -42,15 +43,7 @@ class VAETask:
     frozen: Any = None
 
     def init(self, key: jax.Array) -> Any:
-        drawn = init_vae(self.config, key)
-        if self.start is None:
-            return drawn
-        return jax.tree.map(
-            lambda box, x: box.replace_boxed(jnp.asarray(x)),
-            drawn,
-            self.start,
-            is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
-        )
+        return begin(init_vae(self.config, key), self.start)
 
     def _reconstruct(self, params: Any, frames: jax.Array, key: jax.Array | None) -> tuple:
         x = to_float(frames)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from configs import clips_dit, clips_vae, shapes_dit, shapes_vae
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
+from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.vae import init_vae
 from sora_jax.sharding import MESH_AXES, make_mesh
 from sora_jax.training import setup
@@ -20,7 +21,8 @@ from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.vae_task import VAETask
-from sora_jax.weights.parts import load_vae
+from sora_jax.weights.model_folder import load_description
+from sora_jax.weights.parts import load_dit, load_text, load_vae
 from sora_jax.weights.settings import from_settings
 
 PRETRAINED = str(pathlib.Path(setup.__file__).parents[1] / "pretrained")
@@ -131,6 +133,45 @@ def test_a_transformer_that_cannot_be_trained_is_refused(tmp_path, changes, mess
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         setup.make_dit_task(config, tmp_path)
+
+
+def shipped_dit(**changes):
+    """A run that starts from the shipped model, of the sizes that model has."""
+    description = load_description(PRETRAINED)
+    config = tiny_dit.get_config()
+    config.data.folder, config.data.clips = "", 4
+    config.vae, config.init = PRETRAINED, PRETRAINED
+    for part in ("dit", "text"):
+        found = description["parts"][part]
+        config[part] = ConfigDict({k: found[k] for k in config[part]})
+    config.dit.patch = tuple(config.dit.patch)
+    config.tokenizer.length = description["text_length"]
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_a_transformer_starts_from_that_of_a_model_folder(tmp_path):
+    task, data = setup.make_dit_task(shipped_dit(), tmp_path)
+    data.loader.close()
+    params = jax.device_get(nn.unbox(jax.jit(task.init)(jax.random.key(0))))
+    shipped = {"dit": load_dit(PRETRAINED)[1], "text": load_text(PRETRAINED)[1]}
+    np.testing.assert_equal(params, shipped)
+    text = "a red circle moves right"
+    words = Tokenizer.from_file(f"{PRETRAINED}/tokenizer.json").encode(text, 32)
+    np.testing.assert_array_equal(task.tokenizer.encode(text, 32), words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dit.layers": 2}, "holds a transformer with layers .*, and config.dit.layers is 2"),
+        ({"text.heads": 2, "text.head_width": 64}, "text encoder with heads .*config.text.heads"),
+        ({"init": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_start_of_other_sizes_is_refused(tmp_path, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        setup.make_dit_task(shipped_dit(**changes), tmp_path)
 
 
 def test_a_transformer_without_its_vae_is_refused(tmp_path):

@@ -1,0 +1,70 @@
+"""Where a run begins: with parameters that are drawn, or with those of a model folder."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sora_jax.models.dit import DiTConfig
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAEConfig
+from sora_jax.weights.parts import load_dit, load_text, load_vae
+
+
+def begin(drawn: Any, start: Any) -> Any:
+    """`drawn`, a tree of boxes with logical axes, with the values of `start` if there is one."""
+    if start is None:
+        return drawn
+    return jax.tree.map(
+        lambda box, x: box.replace_boxed(jnp.asarray(x)),
+        drawn,
+        start,
+        is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+    )
+
+
+def start_of_vae(folder: str, config: VAEConfig) -> Any:
+    """Parameters of the VAE of a model folder, to train on; None if no folder is given.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, damaged, or of another configuration.
+    """
+    if not folder:
+        return None
+    vae = load_vae(pathlib.Path(folder))
+    _check_same(folder, "VAE", "vae", vae.config, config)
+    return vae.params
+
+
+def start_of_dit(folder: str, config: DiTConfig, text_config: TextConfig | None) -> Any:
+    """Parameters {"dit", "text"} of a model folder, to train on; None if no folder is given.
+
+    Args:
+      folder: model folder.
+      config: sizes of the transformer that is to be trained.
+      text_config: sizes of the text encoder that is trained with it; None if it is frozen.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, damaged, or of another configuration.
+    """
+    if not folder:
+        return None
+    found, params = load_dit(pathlib.Path(folder))
+    _check_same(folder, "transformer", "dit", found, config)
+    start = {"dit": params}
+    if text_config is not None:
+        found, start["text"] = load_text(pathlib.Path(folder))
+        _check_same(folder, "text encoder", "text", found, text_config)
+    return start
+
+
+def _check_same(folder: str, what: str, key: str, found: Any, wanted: Any) -> None:
+    for name, value in dataclasses.asdict(wanted).items():
+        if getattr(found, name) != value:
+            raise ValueError(
+                f"config.init={folder} holds a {what} with {name} {getattr(found, name)}, and "
+                f"config.{key}.{name} is {value}; make the two the same"
+            )
