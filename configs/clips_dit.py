@@ -32,6 +32,9 @@ def get_config():
     config.dit.width = 192
     config.dit.heads = 6
     config.dit.mlp_width = 768
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.muon_learning_rate = 0.01
+    config.optimizer.warmup_steps = 500
     config.sampling.size = (112, 64)
     config.sampling.frames = 17
     config.sampling.prompts = (

@@ -24,6 +24,8 @@ from sora_jax.buckets import make_buckets
 
 
 def get_config(frames="17"):
+    if not frames.isdecimal() or int(frames) % 4 != 1:
+        raise ValueError(f"clips_vae.py takes a number of frames, 1 + 4k such as 9, not {frames!r}")
     config = shapes_vae.get_config()
     config.data.folder = "data/clips"
     config.data.fps = 12.0

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(stage="clips"):
+    if stage not in ("images", "clips"):
+        raise ValueError(f"shapes_dit.py has no stage {stage!r}; use 'images' or 'clips'")
     config = ConfigDict()
     config.task = "dit"
     config.seed = 0

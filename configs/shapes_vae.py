@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(stage="short"):
+    if stage not in ("short", "long"):
+        raise ValueError(f"shapes_vae.py has no stage {stage!r}; use 'short' or 'long'")
     config = ConfigDict()
     config.task = "vae"
     config.seed = 0

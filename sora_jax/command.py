@@ -27,6 +27,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        fail(error)
+        # A config file's own error comes with its traceback, whose last line is the error.
+        flag, _, trace = str(error).partition("Error whilst parsing config file:")
+        fail(flag + trace.strip().splitlines()[-1] if trace else error)
     except AttributeError as error:  # what a locked ConfigDict makes of --config.KEY
         fail(f"--config.KEY=VALUE names a key that the config file does not have: {error}")

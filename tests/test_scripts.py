@@ -185,6 +185,8 @@ def refused(arguments, folder):
         ([VAE, "--config.data.buckets=((1,20,16),)"], "height 20 .*nearest are 16 and 24"),
         ([VAE, "extra"], "'extra' belongs to no flag"),
         (["--config=nowhere.py"], "nowhere.py"),
+        (["--config=configs/shapes_dit.py:foo"], "no stage 'foo'; use 'images' or 'clips'"),
+        (["--config=configs/clips_vae.py:10"], "1 . 4k such as 9, not '10'"),
         ([], "--config"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
