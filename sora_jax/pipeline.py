@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion.flow import clean_from_velocity, token_shift
+from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.diffusion.solvers import SOLVERS, Step, guide, limit_range, schedule, solve
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit import DiT, DiTConfig
@@ -18,7 +19,6 @@ from sora_jax.models.pixels import to_uint8
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAE, VAEConfig, denormalise, encode_frames
 from sora_jax.weights.model_folder import find_model, load_description
-from sora_jax.weights.model_settings import ModelSettings, read_settings
 from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_dit, load_text, load_vae
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 import sora_jax
 from sora_jax import pipeline
+from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.language import tokenizer
 from sora_jax.models.dit import DiTConfig, init_dit
 from sora_jax.models.pixels import to_uint8
@@ -19,7 +20,6 @@ from sora_jax.models.vae import VAE, VAEConfig, init_vae
 from sora_jax.pipeline import PRETRAINED
 from sora_jax.video_io import decode, probe
 from sora_jax.weights.model_folder import Part, save_model
-from sora_jax.weights.model_settings import ModelSettings
 from sora_jax.weights.parts import init_text
 
 SIZE, FRAMES = (32, 16), 5

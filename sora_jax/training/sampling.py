@@ -2,11 +2,11 @@
 
 from ml_collections import ConfigDict
 
+from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.dit_task import NoiseConfig
-from sora_jax.weights.model_settings import ModelSettings
 from sora_jax.weights.settings import from_settings
 
 

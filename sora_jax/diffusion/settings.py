@@ -1,4 +1,4 @@
-"""What a model folder says about the model as a whole, such as how it samples unless told."""
+"""What a model says about itself as a whole, such as how it samples unless told otherwise."""
 
 import dataclasses
 import math
