@@ -23,7 +23,7 @@ def get_config(stage="clips"):
     config.data = ConfigDict()
     config.data.folder = ""  # the rendered world
     config.data.latents = ""
-    config.data.clips = 30_000
+    config.data.clips = 24_000
     config.data.fps = 8.0
     config.data.buckets = (
         (1, 64, 64),
@@ -34,12 +34,13 @@ def get_config(stage="clips"):
         (17, 96, 64),
         (33, 64, 96),
     )
-    config.data.bucket_weights = (0.1, 0.05, 0.05, 0.3, 0.2, 0.2, 0.1)
+    config.data.bucket_weights = (0.1, 0.05, 0.05, 0.3, 0.23, 0.23, 0.04)
     config.data.token_budget = 12 * 120
     config.data.most_clips = 16
     if stage == "images":
         config.data.buckets = config.data.buckets[:3]
         config.data.bucket_weights = (0.5, 0.25, 0.25)
+        config.data.clips = 30_000
         config.data.most_clips = 64
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.1
@@ -53,6 +54,9 @@ def get_config(stage="clips"):
     # made, of the sizes below, and the encoder is trained together with the transformer.
     config.text_encoder = ""
     config.tokenizer = ConfigDict({"vocabulary": 384, "captions": 4000, "length": 32})
+    config.tokenizer.file = ""  # a tokenizer.json; if empty, one is trained on the run's captions
+    if stage == "images":  # whose captions have no words of motion, and those are to come
+        config.tokenizer.file = "sora_jax/pretrained/tokenizer.json"
     config.text = ConfigDict()
     config.text.width = 128
     config.text.layers = 2

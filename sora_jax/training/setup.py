@@ -209,11 +209,12 @@ def make_text(config: ConfigDict, workdir: pathlib.Path) -> TextParts:
     """The text encoder that a run of the transformer names, or one to train with it."""
     if config.text_encoder:
         return load_text_encoder(config.text_encoder)
-    if config.init:
-        file = pathlib.Path(config.init) / "tokenizer.json"
-        tokenizer = keep_tokenizer(workdir, functools.partial(Tokenizer.from_file, file))
+    file = f"{config.init}/tokenizer.json" if config.init else config.tokenizer.file
+    if file:
+        make = functools.partial(Tokenizer.from_file, file)
     else:
-        tokenizer = keep_tokenizer(workdir, functools.partial(make_tokenizer, config))
+        make = functools.partial(make_tokenizer, config)
+    tokenizer = keep_tokenizer(workdir, make)
     sizes = from_settings(TextConfig, {**config.text, "vocabulary": tokenizer.vocabulary})
     return TextParts(tokenizer, sizes, None)
 

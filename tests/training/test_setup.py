@@ -181,6 +181,16 @@ def test_a_transformer_without_its_vae_is_refused(tmp_path):
         setup.make_dit_task(config, tmp_path)
 
 
+def test_a_tokenizer_can_be_given(tmp_path):
+    file = f"{PRETRAINED}/tokenizer.json"
+    task, data = setup.make_dit_task(shipped_dit(**{"init": "", "tokenizer.file": file}), tmp_path)
+    data.loader.close()
+    assert task.tokenizer.vocabulary == Tokenizer.from_file(file).vocabulary
+    missing = shipped_dit(**{"init": "", "tokenizer.file": "nowhere.json"})
+    with pytest.raises(FileNotFoundError, match="no tokenizer at nowhere"):
+        setup.make_dit_task(missing, tmp_path)
+
+
 def test_a_tokenizer_knows_the_words_of_all_buckets():
     """Records of latents lie bucket by bucket: their first are all images, which do not move."""
 
