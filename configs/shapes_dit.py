@@ -23,7 +23,7 @@ def get_config(stage="clips"):
     config.data = ConfigDict()
     config.data.folder = ""  # the rendered world
     config.data.latents = ""
-    config.data.clips = 24_000
+    config.data.clips = 16_000
     config.data.fps = 8.0
     config.data.buckets = (
         (1, 64, 64),
