@@ -12,7 +12,7 @@ from absl import flags
 
 import sora_jax
 from sora_jax import command
-from sora_jax.weights.model_folder import Part, load_description, save_model
+from sora_jax.weights.model_folder import Part, find_model, load_description, save_model
 
 
 def export(source: str, output: str) -> None:
@@ -21,10 +21,8 @@ def export(source: str, output: str) -> None:
     Raises:
       ValueError: a parameter that float16 cannot hold, or the output is the source.
     """
-    folder, output = pathlib.Path(source).expanduser(), pathlib.Path(output).expanduser()
+    folder, output = find_model(source), pathlib.Path(output).expanduser()
     model = sora_jax.load(folder)
-    if not (folder / "model.json").is_file():
-        folder = folder / "model"
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output={output} is the checkpoint itself; name another folder")
     parts = {}
