@@ -43,5 +43,5 @@ def get_config():
         "people walk across a plaza",
         "a car drives along a city street",
     )
-    config.loop.steps = 4000
+    config.loop.steps = 3600
     return config
