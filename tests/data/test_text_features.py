@@ -187,6 +187,7 @@ def test_another_encoder_tokenizer_or_length_is_refused(config, precomputed, fol
 
 def test_a_new_encoder_is_trained_on_captions_beside_features(config, precomputed):
     config.data.latents, config.text_encoder = str(precomputed), ""
+    config.sampling.prompts = ()  # too long for a tokenizer of 16 clips
     task, found = batches(config, count=1)
     assert set(found[0]) == {"latents", "tokens"} and "text" not in task.frozen
 
