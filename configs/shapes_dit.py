@@ -98,11 +98,11 @@ def get_config(stage="clips"):
 
     config.sampling = ConfigDict()
     config.sampling.steps = 20
-    config.sampling.guidance = 2.0
+    config.sampling.guidance = 3.0
     config.sampling.solver = "euler"
     config.sampling.latent_limit = 6.0
     config.sampling.size = (96, 64)
-    config.sampling.frames = 33
+    config.sampling.frames = 17
     config.sampling.prompts = (
         "a red circle moves right",
         "a blue square moves up",
