@@ -98,7 +98,7 @@ def get_config(stage="clips"):
 
     config.sampling = ConfigDict()
     config.sampling.steps = 20
-    config.sampling.guidance = 3.0
+    config.sampling.guidance = 4.5
     config.sampling.solver = "euler"
     config.sampling.latent_limit = 6.0
     config.sampling.size = (96, 64)
