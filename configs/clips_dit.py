@@ -35,8 +35,8 @@ def get_config():
     config.optimizer.learning_rate = 5e-4
     config.optimizer.muon_learning_rate = 0.01
     config.optimizer.warmup_steps = 500
+    config.sampling.guidance = 2.0
     config.sampling.size = (112, 64)
-    config.sampling.frames = 17
     config.sampling.prompts = (
         "a plump purple bird hops on a branch",
         "a slow tilt down onto a sunlit meadow",

@@ -12,8 +12,9 @@ and backgrounds as well, then clips and images together:
         --config.data.latents=data/shapes_clips --config.init=runs/shapes_images/model
     python -m sora_jax.weights export --checkpoint=runs/shapes_dit --output=sora_jax/pretrained
 
-One core each: 31 minutes for the images, 46 for the clips. A run that began with clips, in batches
-this small and at the rates of the images, lost its text: the GELU between the text encoder and the
+One core each: the images took 31 minutes; clips go at about 3 steps a second. docs/shapes.md says
+in what the weights that ship were made otherwise. A run that began with clips, in batches this
+small and at the rates of the images, lost its text: the GELU between the text encoder and the
 transformer fell to zero before the text had a clear gradient.
 """
 
