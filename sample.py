@@ -1,8 +1,13 @@
-"""Makes a video or an image from a prompt.
+"""Makes a video or an image from a prompt, and from images or videos.
 
 python sample.py --prompt="a red circle moves right" --output=video.mp4
 python sample.py --prompt="a blue square" --output=image.png
-python sample.py --prompt="a red circle moves right" --image=first.png --output=video.mp4
+python sample.py --prompt=TEXT --image=first.png --output=animated.mp4
+python sample.py --prompt=TEXT --video=a.mp4 --extend=3 --output=longer.mp4       # -3: before it
+python sample.py --prompt=TEXT --video=a.mp4 --loop=1 --output=loop.mp4
+python sample.py --prompt=TEXT --video=a.mp4 --edit=0.6 --output=edited.mp4
+python sample.py --prompt=TEXT --video=a.mp4 --video=b.mp4 --connect=1 --output=both.mp4
+python sample.py --prompt=TEXT --keyframe=0:a.png --keyframe=2:b.png --output=between.mp4
 """
 
 import os
@@ -28,6 +33,13 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the noise: the same seed makes the sa
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "How strongly the prompt is followed.")
 IMAGE = flags.DEFINE_string("image", None, "Image to animate: the first frame.")
+VIDEO = flags.DEFINE_multi_string("video", [], "Video to extend, loop, edit; two to connect.")
+EXTEND = flags.DEFINE_float("extend", None, "Seconds to add after the video; negative: before it.")
+LOOP = flags.DEFINE_float("loop", None, "Seconds that lead from the video's end to its beginning.")
+EDIT = flags.DEFINE_float("edit", None, "How much of the video is made anew, 0 to 1 (SDEdit).")
+CONNECT = flags.DEFINE_float("connect", None, "Seconds between the first and the second video.")
+KEYFRAME = flags.DEFINE_multi_string("keyframe", [], "SECONDS:FILE, an image at its time.")
+HINT = flags.DEFINE_float("hint", 0.0, "How far keyframes may be departed from, 0 to 1.")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -62,35 +74,117 @@ def parse_frames(model):
     return frames
 
 
+def check_inputs():
+    """What --video and its companions ask for: the name of one of them, or None.
+
+    Raises:
+      ValueError: flags that do not go together.
+    """
+    tasks = {"extend": EXTEND, "loop": LOOP, "edit": EDIT, "connect": CONNECT}
+    asked = [name for name, flag in tasks.items() if flag.value is not None]
+    asked += ["image"] * (IMAGE.value is not None) + ["keyframe"] * bool(KEYFRAME.value)
+    if len(asked) > 1:
+        raise ValueError(f"--{asked[0]} and --{asked[1]} are two tasks; give one of them")
+    task = asked[0] if asked else None
+    needed = {"connect": 2, "extend": 1, "loop": 1, "edit": 1}.get(task, 0)
+    if len(VIDEO.value) != needed:
+        raise ValueError(
+            f"--{task} takes {needed} --video, not {len(VIDEO.value)}"
+            if task
+            else "--video needs a task: --extend, --loop, --edit or --connect"
+        )
+    if needed and (FRAMES.value is not None or SECONDS.value is not None):
+        raise ValueError(f"--frames and --seconds have no use with --{task}; leave them out")
+    if needed and pathlib.Path(OUTPUT.value).suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(f"{OUTPUT.value} holds one image, and --{task} makes a video")
+    return task
+
+
+def fit_size(model, info):
+    """The size on the model's grid that is closest to a file's shape, with the default's area."""
+    unit = [model.vae_config.spatial_stride * patch for patch in model.dit_config.patch[:0:-1]]
+    area = model.settings.size[0] * model.settings.size[1]
+    factor = (area / (info.width * info.height)) ** 0.5
+    sides = zip((info.width, info.height), unit)
+    return tuple(max(1, round(side * factor / step)) * step for side, step in sides)
+
+
+def read(path, model, size, *, image):
+    """Frames of a file at the model's rate and the given size; says what it did to them."""
+    info = video_io.probe(path)
+    if image and not info.is_image:
+        raise ValueError(f"{path} is a video; give a png or jpg")
+    if info.is_image and not image:
+        raise ValueError(f"{path} is an image; give a video, or animate it with --image")
+    frames = video_io.decode(path, fps=None if image else model.fps, size=size[::-1])
+    done = []
+    if (info.width, info.height) != size:
+        done.append(f"{info.width}x{info.height} resized and cropped to {size[0]}x{size[1]}")
+    if not image and abs(info.fps - model.fps) > 0.01:
+        done.append(f"{info.fps:.4g} frames a second sampled at {model.fps:g}")
+    if done:
+        print(f"{path}: {', '.join(done)}")
+    return frames
+
+
+def parse_keyframes():
+    """Times and files of --keyframe."""
+    result = []
+    for text in KEYFRAME.value:
+        time, colon, path = text.partition(":")
+        try:
+            result.append((float(time), path))
+        except ValueError:
+            colon = ""
+        if not colon or not path:
+            raise ValueError(f"--keyframe={text} is not SECONDS:FILE, such as 1.5:image.png")
+    if len({time for time, _ in result}) < len(result):
+        raise ValueError("two --keyframe have the same time; move one of them")
+    return result
+
+
 def run():
+    task = check_inputs()
+    keyframes = parse_keyframes()
     model = sora_jax.load(CHECKPOINT.value)
-    size = parse_size(SIZE.value, model.settings.size)
+    files = [
+        *VIDEO.value,
+        *([IMAGE.value] if IMAGE.value else []),
+        *(path for _, path in keyframes),
+    ]
+    size = model.settings.size
+    if files:
+        size = fit_size(model, video_io.probe(files[0]))
+    size = parse_size(SIZE.value, size)
     frames = parse_frames(model)
     model.latent_shape(size, frames)
+    inputs = [read(path, model, size, image=not VIDEO.value) for path in files]
+    sampling = {"seed": SEED.value, "steps": STEPS.value, "guidance": GUIDANCE.value}
+    prompt = PROMPT.value
+    make = {
+        None: lambda: model.sample(prompt, size=size, frames=frames, **sampling),
+        "image": lambda: sora_jax.animate(model, inputs[0][0], prompt, frames=frames, **sampling),
+        "extend": lambda: sora_jax.extend(model, inputs[0], prompt, EXTEND.value, **sampling),
+        "loop": lambda: sora_jax.loop(model, inputs[0], prompt, LOOP.value, **sampling),
+        "edit": lambda: sora_jax.edit(model, inputs[0], prompt, EDIT.value, **sampling),
+        "connect": lambda: sora_jax.connect(model, *inputs, prompt, CONNECT.value, **sampling),
+        "keyframe": lambda: sora_jax.from_keyframes(
+            model,
+            {time: image[0] for (time, _), image in zip(keyframes, inputs)},
+            prompt,
+            frames=frames,
+            strength=HINT.value,
+            **sampling,
+        ),
+    }[task]
     # Before the work: a file that cannot be written is known now.
     writer = video_io.VideoWriter(OUTPUT.value, FPS.value or model.fps, size[1], size[0])
-    image = None
-    if IMAGE.value:
-        info = video_io.probe(IMAGE.value)
-        if not info.is_image:
-            raise ValueError(f"--image={IMAGE.value} is a video; give a png or jpg")
-        if (info.width, info.height) != size:
-            print(f"{IMAGE.value}: {info.width}x{info.height}, resized and cropped to {size}")
-        image = video_io.decode(IMAGE.value, frames=1, size=size[::-1])[0]
     start = time.perf_counter()
-    clip = model.sample(
-        PROMPT.value,
-        size=size,
-        frames=frames,
-        seed=SEED.value,
-        steps=STEPS.value,
-        guidance=GUIDANCE.value,
-        image=image,
-    )
+    clip = make()
     with writer:
         writer.write(clip)
     seconds = time.perf_counter() - start
-    print(f"{OUTPUT.value}: {frames} frames of {size[0]}x{size[1]}, made in {seconds:.1f} s")
+    print(f"{OUTPUT.value}: {len(clip)} frames of {size[0]}x{size[1]}, made in {seconds:.1f} s")
 
 
 def main(argv):

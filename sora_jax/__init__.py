@@ -17,9 +17,15 @@ import numpy as np
 _HOMES = {
     "Model": ("sora_jax.pipeline", "Model"),
     "load": ("sora_jax.pipeline", "load"),
+    "animate": ("sora_jax.prompting", "animate"),
+    "extend": ("sora_jax.prompting", "extend"),
+    "connect": ("sora_jax.prompting", "connect"),
+    "loop": ("sora_jax.prompting", "loop"),
+    "edit": ("sora_jax.prompting", "edit"),
+    "from_keyframes": ("sora_jax.prompting", "from_keyframes"),
 }
 
-__all__ = ["Model", "load", "save"]
+__all__ = ["save", *_HOMES]
 
 
 def save(clip: np.ndarray, path: str | os.PathLike, fps: float = 24.0) -> None:

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.diffusion.flow import clean_from_velocity, token_shift
+from sora_jax.diffusion.conditioning import Given, lay
+from sora_jax.diffusion.flow import clean_from_velocity, shift_levels, token_shift
 from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.diffusion.solvers import SOLVERS, Step, guide, limit_range, schedule, solve
 from sora_jax.language.tokenizer import Tokenizer
@@ -80,7 +81,7 @@ class Model:
         steps: int | None = None,
         guidance: float | None = None,
         solver: str | None = None,
-        image: np.ndarray | None = None,
+        given: Sequence[Given] = (),
     ) -> np.ndarray:
         """Frames for a prompt: uint8 [F, H, W, 3], or [B, F, H, W, 3] for a list of prompts.
 
@@ -92,7 +93,7 @@ class Model:
           steps: of the solver.
           guidance: how strongly the prompt is followed; 1 is no guidance.
           solver: "euler" or "heun".
-          image: uint8 [H, W, 3] of that size, the first frame, which stays.
+          given: latents that the clip has or starts from, see `sora_jax.prompting`.
 
         Raises:
           ValueError: a value that the model cannot serve, with the remedy.
@@ -105,7 +106,7 @@ class Model:
             steps=steps,
             guidance=guidance,
             solver=solver,
-            image=image,
+            given=given,
         )
         video = np.concatenate(list(self.decode(latents)), axis=1)
         return video[0] if isinstance(prompt, str) else video
@@ -120,7 +121,7 @@ class Model:
         steps: int | None = None,
         guidance: float | None = None,
         solver: str | None = None,
-        image: np.ndarray | None = None,
+        given: Sequence[Given] = (),
     ) -> jax.Array:
         """Normalised clean latents, float32 [B, T, h, w, C], for the arguments of `sample`."""
         settings = self.settings.override(
@@ -136,31 +137,20 @@ class Model:
         tokens = np.stack([self._tokens(text) for text in prompts])
         empty = self.tokenizer.encode("", settings.text_length)[None]
 
-        held = np.zeros((len(prompts), shape[0]), bool)
-        known = jnp.zeros((len(prompts), *shape))
-        if image is not None:
-            if image.dtype != np.uint8:
-                raise ValueError(f"the image is {image.dtype}; give uint8 pixels, 0 to 255")
-            if image.shape != (size[1], size[0], 3):
-                raise ValueError(
-                    f"the image has shape {image.shape}, and the video is {size[0]}x{size[1]}: "
-                    "resize the image, or ask for its size"
-                )
-            # Alone, so that the first latent frame knows nothing of later frames.
-            known = known.at[:, :1].set(self.encode(image[None, None]))
-            held[:, 0] = True
         key = jax.random.key(seed)
         noise = jax.random.normal(key, (len(prompts), *shape))
         count = int(np.prod(self.dit_config.grid(shape[:3])))
         shift = token_shift(count, base=settings.shift, base_tokens=settings.shift_tokens)
+        known, strengths = lay(shape, given)
+        ceilings = shift_levels(strengths, shift)
         return _generate(
             self.params,
             tokens,
             empty,
             noise,
-            known,
-            held,
-            schedule(settings.steps, shift),
+            jnp.broadcast_to(known, noise.shape),
+            jnp.broadcast_to(ceilings, noise.shape[:2]),
+            schedule(settings.steps, shift, strengths.max()),
             jnp.float32(settings.guidance),
             dit_config=self.dit_config,
             text_config=self.text_config,
@@ -212,7 +202,7 @@ def _generate(
     empty: jax.Array,
     noise: jax.Array,
     known: jax.Array,
-    held: jax.Array,
+    ceilings: jax.Array,
     levels: jax.Array,
     guidance: jax.Array,
     *,
@@ -233,7 +223,7 @@ def _generate(
             y = clean_from_velocity(x, y, t)
         return limit_range(guide(y[:batch], y[batch:], guidance), limit)
 
-    return solve(denoise, noise, levels, step=step, known=known, held=held)
+    return solve(denoise, noise, levels, step=step, known=known, ceilings=ceilings)
 
 
 def load(folder: str | pathlib.Path | None = None) -> Model:

@@ -21,12 +21,13 @@ ARROWS = {
     "data": {"buckets", "command", "video_io"},
     "weights": {"models"},
     "pipeline": {"models", "diffusion", "buckets", "language", "weights"},
+    "prompting": {"diffusion", "pipeline"},
     "evaluation": {"buckets", "data", "models", "pipeline", "video_io", "weights"},
     "training": {
         *("models", "diffusion", "data", "sharding", "language", "weights", "evaluation"),
         *("buckets", "video_io"),
     },
-    "__init__": {"pipeline", "video_io"},
+    "__init__": {"pipeline", "prompting", "video_io"},
 }
 
 # Commands, which nothing else imports: they may use everything.

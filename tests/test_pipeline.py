@@ -7,71 +7,32 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import sora_jax
 from sora_jax import pipeline
+from sora_jax.diffusion.conditioning import Given
 from sora_jax.diffusion.settings import ModelSettings
-from sora_jax.language import tokenizer
-from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.dit import init_dit
 from sora_jax.models.pixels import to_uint8
-from sora_jax.models.text import TextConfig
-from sora_jax.models.vae import VAE, VAEConfig, init_vae
+from sora_jax.models.vae import VAE
 from sora_jax.pipeline import PRETRAINED
 from sora_jax.video_io import decode, probe
 from sora_jax.weights.model_folder import Part, save_model
-from sora_jax.weights.parts import init_text
-
-SIZE, FRAMES = (32, 16), 5
-PROMPT = "a red circle moves right"
-SETTINGS = {
-    "fps": 8.0,
-    "text_length": 8,
-    "shift": 2.0,
-    "shift_tokens": 10,
-    "latent_limit": 6.0,
-    "steps": 2,
-    "guidance": 3.0,
-    "solver": "euler",
-    "size": SIZE,
-    "frames": FRAMES,
-}
-VAE_CONFIG = VAEConfig(4, 4, (1, 2, 2), 1, (True, True), 4, patch=2)
-DIT_CONFIG = DiTConfig(32, 2, 2, 64, 4, (1, 2, 2), 16, 16)
-
-
-def draw_params(init, config):
-    """Parameters of usual magnitudes, none of them zero as an init would leave some."""
-    shapes = nn.unbox(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
-    rng = np.random.default_rng(0)
-
-    def draw(path, x):
-        kernel = path[-1].key == "kernel"
-        fan_in = np.prod(x.shape[:-1] if x.ndim == 5 else x.shape[-2:-1])
-        gain = float("norm" in path[-1].key or path[-1].key == "scale")
-        return np.float32(gain + (fan_in**-0.5 if kernel else 0.2) * rng.normal(size=x.shape))
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+from tests.tiny_model import (
+    DIT_CONFIG,
+    FRAMES,
+    PROMPT,
+    SETTINGS,
+    SIZE,
+    VAE_CONFIG,
+    draw_params,
+    write_model,
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model folder with random weights; its latents have unequal means and deviations."""
-    path = tmp_path_factory.mktemp("model")
-    words = tokenizer.train(2 * [PROMPT, "a blue square moves up"], 300)
-    text_config = TextConfig(words.vocabulary, 16, 1, 2, 8, 32)
-    statistics = {"latent_mean": [0.1, -0.2, 0.3, 0.0], "latent_std": [0.5, 1.2, 0.8, 1.0]}
-    parts = {
-        "vae": (VAE_CONFIG, init_vae, statistics),
-        "dit": (DIT_CONFIG, init_dit, {}),
-        "text": (text_config, init_text, {}),
-    }
-    parts = {
-        name: Part({**dataclasses.asdict(config), **more}, draw_params(init, config))
-        for name, (config, init, more) in parts.items()
-    }
-    save_model(path, parts, SETTINGS, tokenizer=words)
-    return path
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +101,13 @@ def test_a_list_of_prompts_is_a_batch(model, clip):
     assert np.abs(batch[1].astype(int) - clip).mean() > 1
 
 
-def test_a_given_image_is_the_first_frame(model):
-    image = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8)
-    first = model.sample(PROMPT, image=image)[0]
-    reconstruction = next(model.decode(model.encode(image[None, None])))[0, 0]
-    assert np.abs(first.astype(int) - reconstruction).max() <= 1
-    other = model.sample(PROMPT, image=255 - image)[0]
-    assert np.abs(first.astype(int) - other).mean() > 1
+def test_latents_that_are_given_stay(model):
+    rng = np.random.default_rng(0)
+    given = Given(rng.normal(size=(1, SIZE[1] // 8, SIZE[0] // 8, 4)).astype(np.float32), 1)
+    latents = model.sample_latents(2 * [PROMPT], given=[given])
+    for clip in np.asarray(latents):
+        np.testing.assert_array_equal(clip[1], given.latents[0])
+    assert np.abs(latents[0] - latents[1]).max() > 0.1
 
 
 def test_normalised_latents_decode_as_the_network_made_them(model):
@@ -170,9 +131,9 @@ def test_decoding_in_chunks_equals_the_whole(model, monkeypatch):
 
 def test_new_prompts_seeds_and_images_compile_nothing(model, clip):
     before = pipeline._generate._cache_size()
-    image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    given = Given(np.zeros((1, SIZE[1] // 8, SIZE[0] // 8, 4), np.float32), 0, 0.3)
     model.sample_latents("a blue square", seed=9, guidance=1.5)
-    model.sample_latents("", seed=10, image=image)
+    model.sample_latents("", seed=10, given=[given])
     assert pipeline._generate._cache_size() == before > 0
 
 
@@ -196,8 +157,7 @@ def test_heun_is_another_solver(model, clip):
         ({"seed": -1}, "seed -1 is out of range"),
         ({"prompt": "circle " * 20}, "prompt takes 21 tokens, and the model reads 8; shorten"),
         ({"prompt": []}, "no prompt in the list"),
-        ({"image": np.zeros((16, 16, 3), np.uint8)}, r"shape \(16, 16, 3\).*video is 32x16"),
-        ({"image": np.zeros((16, 32, 3))}, "float64; give uint8"),
+        ({"given": [Given(np.zeros((1, 2, 2, 4)), 0)]}, "encode them at the clip's own size"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(model, arguments, message):

@@ -14,6 +14,7 @@ import pytest
 from sora_jax import video_io
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
+from tests.tiny_model import write_model
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 VAE, DIT = "--config=tests/tiny_vae.py", "--config=tests/tiny_dit.py"
@@ -205,6 +206,17 @@ def test_train_refuses(tmp_path, arguments, message):
         (["--prompt=a", "--output=OUT/a.avi"], "unknown suffix; use one of .mp4"),
         (["--prompt=a", "--output=OUT/a.png", "--frames=5"], "holds one image"),
         (["--prompt=a", "--output=OUT/a.mp4", "--image=OUT/no.png"], "no.png"),
+        (["--prompt=a", "--extend=1"], "--extend takes 1 --video, not 0"),
+        (["--prompt=a", "--connect=1", "--video=a.mp4"], "--connect takes 2 --video, not 1"),
+        (["--prompt=a", "--video=a.mp4"], "--video needs a task"),
+        (
+            ["--prompt=a", "--video=a.mp4", "--edit=1", "--loop=1"],
+            "--loop and --edit are two tasks",
+        ),
+        (["--prompt=a", "--video=a.mp4", "--edit=1", "--frames=5"], "no use with --edit"),
+        (["--prompt=a", "--video=a.mp4", "--edit=1", "--output=OUT/a.png"], "makes a video"),
+        (["--prompt=a", "--keyframe=later:a.png"], "is not SECONDS:FILE"),
+        (["--prompt=a", "--keyframe=1:a.png", "--keyframe=1.0:b.png"], "have the same time"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -212,6 +224,24 @@ def test_sample_refuses(dit, tmp_path, arguments, message):
     arguments = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
     said = refused(["sample.py", f"--checkpoint={dit[0]}", *arguments], tmp_path)
     assert re.search(message, said)
+
+
+def test_sample_goes_on_from_a_file(tmp_path):
+    """An image of another size is animated, the video then extended and edited."""
+    model = write_model(tmp_path / "model", frames=17)
+    image, video = tmp_path / "a.png", tmp_path / "a.mp4"
+    video_io.write(image, np.random.default_rng(0).integers(0, 256, (1, 40, 80, 3), np.uint8))
+    sample = ["sample.py", f"--checkpoint={model}", "--prompt=a red circle"]
+    succeed(*sample, f"--image={image}", f"--output={video}", "--frames=9")
+    info = video_io.probe(video)
+    assert (info.frames, info.width, info.height) == (9, 32, 16)
+    longer = tmp_path / "longer.mp4"
+    succeed(*sample, f"--video={video}", "--extend=1", f"--output={longer}")
+    assert video_io.probe(longer).frames == 9 + 8
+    edited = tmp_path / "edited.mp4"
+    succeed(*sample, f"--video={longer}", "--edit=0.5", f"--output={edited}", "--size=16x16")
+    info = video_io.probe(edited)
+    assert (info.frames, info.width, info.height) == (17, 16, 16)
 
 
 TRAIN_BEYOND_MEMORY = """

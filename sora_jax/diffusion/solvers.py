@@ -9,14 +9,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sora_jax.diffusion.flow import expand, shift_levels, velocity_from_clean
+from sora_jax.diffusion.flow import add_noise, expand, shift_levels, velocity_from_clean
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def schedule(steps: int, shift: float) -> jax.Array:
-    """Levels from 1 down to 0, float32 [steps + 1], shifted towards noise."""
-    return shift_levels(jnp.linspace(1.0, 0.0, steps + 1), shift)
+def schedule(steps: int, shift: float, start: float = 1.0) -> jax.Array:
+    """Levels down to 0, float32 [steps + 1], shifted towards noise.
+
+    Args:
+      steps: of the solver.
+      shift: see `flow.shift_levels`.
+      start: where on the path to begin, 1 at pure noise: the strength of an edit.
+    """
+    return shift_levels(jnp.linspace(start, 0.0, steps + 1), shift)
 
 
 def guide(conditional: jax.Array, unconditional: jax.Array, guidance: jax.Array) -> jax.Array:
@@ -61,32 +67,31 @@ def solve(
     *,
     step: Step = euler_step,
     known: jax.Array | None = None,
-    held: jax.Array | None = None,
+    ceilings: jax.Array | None = None,
 ) -> jax.Array:
     """Clean latents from noise.
 
     Args:
       denoise: (x, t [B, T]) -> clean latents.
       noise: standard normal [B, T, h, w, C].
-      levels: the schedule, [steps + 1], from 1 to 0.
+      levels: the schedule, falling: [steps + 1], or [steps + 1, T] with a level for each frame.
       step: one step of the solver.
-      known: clean latents of the held frames, shaped like noise (anything elsewhere).
-      held: bool [B, T], the frames that are given and stay as they are.
+      known: clean latents of the frames that are given, shaped like noise.
+      ceilings: [B, T], the highest level of each frame, see `diffusion.conditioning`; None for 1.
 
     Returns:
-      float32 [B, T, h, w, C]; held frames equal `known` exactly.
+      float32 [B, T, h, w, C]; frames whose ceiling is 0 equal `known` exactly.
     """
-    if held is None:
-        held = jnp.zeros(noise.shape[:2], bool)
-        known = jnp.zeros_like(noise)
-
-    def lay(x: jax.Array) -> jax.Array:
-        return jnp.where(expand(held, x), known, x)
+    if ceilings is None:
+        ceilings, known = jnp.ones(noise.shape[:2]), jnp.zeros_like(noise)
+    held = expand(ceilings <= 0, noise)
+    levels = levels.reshape(levels.shape[0], 1, -1)
 
     def body(x: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
-        t, s = (jnp.where(held, 0.0, level) for level in pair)
-        return lay(step(denoise, x, t, s)), None
+        t, s = (jnp.minimum(level, ceilings) for level in pair)
+        return jnp.where(held, known, step(denoise, x, t, s)), None
 
+    x = add_noise(known, noise, jnp.minimum(levels[0], ceilings))
     pairs = jnp.stack([levels[:-1], levels[1:]], axis=1)
-    x, _ = jax.lax.scan(body, lay(noise), pairs)
+    x, _ = jax.lax.scan(body, x, pairs)
     return x

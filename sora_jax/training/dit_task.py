@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.diffusion.conditioning import draw_held, levels_of
+from sora_jax.diffusion.conditioning import draw_frame_levels
 from sora_jax.diffusion.flow import (
     add_noise,
     draw_levels,
@@ -107,15 +107,16 @@ class DiTTask:
     def _clip_losses(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Loss [B] of each clip and the level [B] it was trained at."""
-        level_key, noise_key, held_key = jax.random.split(key, 3)
+        """Loss [B] of each clip, and the mean level [B] of its frames that are not given."""
+        level_key, noise_key, pattern_key = jax.random.split(key, 3)
         clean = self._latents(frozen, batch)
         b, frames = clean.shape[:2]
         noise_config = self.noise
         t = draw_levels(level_key, b, mean=noise_config.mean, std=noise_config.std)
-        t = shift_levels(t, self._shift(clean.shape[1:4]))
-        held = draw_held(held_key, b, frames, self.patterns)
-        levels = levels_of(t, held)
+        shift = self._shift(clean.shape[1:4])
+        t = shift_levels(t, shift)
+        levels = draw_frame_levels(pattern_key, t, frames, self.patterns, shift)
+        held = levels == 0
         noise = jax.random.normal(noise_key, clean.shape)
         x = add_noise(clean, noise, levels)
         prediction = DiT(self.config, self.dtype, self.remat).apply(
@@ -125,7 +126,7 @@ class DiTTask:
         target = clean if is_clean else noise - clean
         floor = noise_config.floor
         losses = flow_loss(prediction, target, levels, held, clean=is_clean, floor=floor)
-        return losses, t
+        return losses, jnp.sum(levels, axis=1) / jnp.sum(~held, axis=1)
 
     def _shift(self, latent_shape: tuple[int, ...]) -> float:
         tokens = int(np.prod(self.config.grid(latent_shape)))

@@ -97,21 +97,21 @@ def mixing(x, t):
 def test_held_frames_stay_bit_for_bit(noise, known, step):
     held = np.array([[True, False, True], [False, True, False]])
     run = jax.jit(functools.partial(solve, mixing, step=step, levels=schedule(5, 1.0)))
-    result = np.asarray(run(noise, known=known, held=held))
+    result = np.asarray(run(noise, known=known, ceilings=np.float32(~held)))
     np.testing.assert_array_equal(result[held], known[held])
     assert np.isfinite(result).all()
     assert np.abs(result - known)[~held].max() > 0.1
 
 
 def test_the_network_sees_held_frames_clean_and_at_level_zero(noise, known):
-    held = np.zeros(SHAPE[:2], bool)
-    held[:, 0] = True
+    ceilings = np.ones(SHAPE[:2], np.float32)
+    ceilings[:, 0] = 0.0
 
     def copy_first(x, t):
         # Predicts for every frame what it sees of the first, plus that frame's level.
         return jnp.broadcast_to(x[:, :1] + t[:, :1, None, None, None], x.shape)
 
-    result = solve(copy_first, noise, schedule(3, 1.0), known=known, held=held)
+    result = solve(copy_first, noise, schedule(3, 1.0), known=known, ceilings=ceilings)
     expected = np.broadcast_to(known[:, :1], SHAPE)
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
@@ -119,8 +119,48 @@ def test_the_network_sees_held_frames_clean_and_at_level_zero(noise, known):
 def test_nothing_held_is_the_plain_solution(noise, known):
     levels = schedule(4, 1.0)
     plain = solve(mixing, noise, levels)
-    unheld = solve(mixing, noise, levels, known=known, held=np.zeros(SHAPE[:2], bool))
-    np.testing.assert_array_equal(plain, unheld)
+    free = solve(mixing, noise, levels, known=known, ceilings=np.ones(SHAPE[:2], np.float32))
+    np.testing.assert_array_equal(plain, free)
+
+
+@pytest.mark.parametrize("step", [euler_step, heun_step])
+def test_a_rough_hint_waits_at_its_ceiling(noise, known, step):
+    """It sets off from the known latents with that much noise, once the others have come down."""
+    seen = []
+
+    def record(x, t):
+        jax.debug.callback(lambda x, t: seen.append((x, t)), x, t, ordered=True)
+        return mixing(x, t)
+
+    ceilings = np.ones(SHAPE[:2], np.float32)
+    ceilings[:, 1] = 0.5
+    jax.block_until_ready(
+        solve(record, noise, schedule(4, 1.0), step=step, known=known, ceilings=ceilings)
+    )
+    levels = np.array([t[0] for _, t in seen])
+    assert (levels[:, 1] == np.minimum(levels[:, 0], 0.5)).all() and (levels[:, 0] > 0.5).any()
+    for x, t in seen:
+        if t[0, 0] >= 0.5:
+            np.testing.assert_allclose(x[:, 1], 0.5 * (known + noise)[:, 1], atol=1e-6)
+
+
+def test_an_edit_sets_off_part_way(noise, known):
+    """A schedule that starts low, with its ceiling throughout, sees the noised input first."""
+    start = schedule(3, 2.0, 0.4)
+    assert start[0] == pytest.approx(2 * 0.4 / (1 + 0.4))
+    ceilings = np.full(SHAPE[:2], start[0])
+    result = solve(lambda x, t: x, noise, start, known=known, ceilings=ceilings)
+    # A network that sees no noise to take away leaves the input as it is.
+    np.testing.assert_allclose(result, (1 - start[0]) * known + start[0] * noise, atol=1e-6)
+
+
+def test_each_frame_can_have_a_schedule_of_its_own(noise):
+    levels = np.stack([np.linspace(1, 0, 4), np.linspace(0.7, 0.3, 4), np.linspace(0.2, 0, 4)], -1)
+    together = solve(posterior_mean, noise, jnp.float32(levels))
+    for frame in range(3):
+        at = np.s_[:, frame : frame + 1]
+        alone = solve(posterior_mean, noise[at], jnp.float32(levels[:, frame]))
+        np.testing.assert_allclose(together[at], alone, atol=1e-5)
 
 
 def test_guidance(noise, known):

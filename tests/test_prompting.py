@@ -1,0 +1,170 @@
+"""Images and videos as prompts: what is given stays, and decides what is made beside it."""
+
+import numpy as np
+import pytest
+
+import sora_jax
+from sora_jax import pipeline
+from tests.tiny_model import PROMPT, SIZE, write_model
+
+FPS, FRAMES = 8, 17
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return sora_jax.load(write_model(tmp_path_factory.mktemp("model"), frames=FRAMES))
+
+
+def frames(count, seed=0):
+    """A video of noise that changes slowly, so that neighbouring frames are alike."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(count, SIZE[1], SIZE[0], 3)) * 10
+    return np.clip(128 + np.cumsum(steps, axis=0), 0, 255).astype(np.uint8)
+
+
+def distance(a, b):
+    return np.abs(a.astype(int) - b).mean()
+
+
+def through_vae(model, video):
+    return np.concatenate(list(model.decode(model.encode(video[None]))), axis=1)[0]
+
+
+def test_an_animated_image_is_the_first_frame_and_matters_to_the_others(model):
+    image, other = frames(1)[0], frames(1, seed=1)[0]
+    clip = sora_jax.animate(model, image, PROMPT)
+    assert clip.shape == (FRAMES, SIZE[1], SIZE[0], 3)
+    np.testing.assert_array_equal(clip[0], image)
+    assert distance(clip[1:], sora_jax.animate(model, other, PROMPT)[1:]) > 0.5
+    both = sora_jax.animate(model, image, [PROMPT, "a blue square"], frames=5)
+    assert both.shape == (2, 5, SIZE[1], SIZE[0], 3)
+    np.testing.assert_array_equal(both[:, 0], np.stack([image, image]))
+
+
+@pytest.mark.parametrize("seconds", [1 / FPS, 0.5, 2.0, 4.1])
+def test_a_video_is_extended_by_what_is_asked_for_at_either_end(model, seconds):
+    video = frames(12)
+    added = round(seconds * FPS)
+    after = sora_jax.extend(model, video, PROMPT, seconds)
+    before = sora_jax.extend(model, video, PROMPT, -seconds)
+    assert len(after) == len(before) == 12 + added
+    np.testing.assert_array_equal(after[:12], video)
+    np.testing.assert_array_equal(before[-12:], video)
+
+
+def test_windows_of_an_extension_differ_and_the_near_end_decides(model):
+    long = sora_jax.extend(model, frames(12), PROMPT, 3.0)[12:]
+    first, second = long[:12], long[12:24]
+    assert distance(first, second) > 0.5
+    # Only the last five frames are looked at.
+    other = frames(12)
+    other[:7] = 255 - other[:7]
+    np.testing.assert_array_equal(sora_jax.extend(model, other, PROMPT, 3.0)[12:], long)
+    other = frames(12)
+    other[7:] = 255 - other[7:]
+    assert distance(sora_jax.extend(model, other, PROMPT, 3.0)[12:], long) > 0.5
+
+
+def test_a_longer_extension_begins_as_a_shorter_one(model):
+    short, long = (sora_jax.extend(model, frames(9), PROMPT, seconds) for seconds in (1.5, 3.0))
+    np.testing.assert_allclose(short, long[: len(short)].astype(int), atol=1)
+    short, long = (sora_jax.extend(model, frames(9), PROMPT, -seconds) for seconds in (0.5, 3.0))
+    assert len(long) == 33 and len(short) == 13
+
+
+@pytest.mark.parametrize("latents", [1, 2, 3, 4, 9])
+def test_two_videos_are_connected_over_any_duration(model, latents):
+    first, second = frames(9), frames(10, seed=1)
+    both = sora_jax.connect(model, first, second, PROMPT, latents * 4 / FPS)
+    assert len(both) == 9 + 4 * latents + 10
+    np.testing.assert_array_equal(both[:9], first)
+    np.testing.assert_array_equal(both[-10:], second)
+    passage = both[9:-10]
+    other = sora_jax.connect(model, first, frames(10, seed=2), PROMPT, latents * 4 / FPS)[9:-10]
+    assert distance(passage[-4:], other[-4:]) > 0.1, "the second video does not matter"
+    other = sora_jax.connect(model, frames(9, seed=3), second, PROMPT, latents * 4 / FPS)[9:-10]
+    assert distance(passage[:4], other[:4]) > 0.1, "the first video does not matter"
+
+
+def test_a_loop_is_the_passage_from_a_video_to_itself(model):
+    video = frames(12)
+    looped = sora_jax.loop(model, video, PROMPT, 1.0)
+    np.testing.assert_array_equal(looped, sora_jax.connect(model, video, video, PROMPT, 1.0)[:-12])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 11])
+def test_an_edit_goes_from_the_input_to_something_new(model, count):
+    video = frames(count)
+    padded = video[np.minimum(np.arange(1 + -(-(count - 1) // 4) * 4), count - 1)]
+    edits = [sora_jax.edit(model, video, PROMPT, s, steps=4) for s in (0.0, 0.3, 1.0)]
+    assert all(edit.shape == video.shape for edit in edits)
+    np.testing.assert_allclose(edits[0], through_vae(model, padded)[:count].astype(int), atol=1)
+    made = model.sample(PROMPT, size=SIZE, frames=len(padded), steps=4)[:count]
+    np.testing.assert_array_equal(edits[-1], made)
+    assert all(distance(edit, edits[0]) > 0.05 for edit in edits[1:])
+
+
+def test_strength_may_differ_by_frame(model):
+    video = frames(9)
+    edited = sora_jax.edit(model, video, PROMPT, [0.0] * 5 + [1.0] * 4)
+    kept = through_vae(model, video)
+    assert distance(edited[:5], kept[:5]) < 1 < distance(edited[5:], kept[5:])
+
+
+def test_keyframes_appear_at_their_times(model):
+    images = {0.0: frames(1)[0], 1.5: frames(1, seed=1)[0]}
+    clip = sora_jax.from_keyframes(model, images, PROMPT)
+    assert len(clip) == FRAMES
+    first = through_vae(model, images[0.0][None])[0]
+    np.testing.assert_allclose(clip[0], first.astype(int), atol=1)
+    # The second is frame 12, the last of latent frame 3, whose latents are those of a still.
+    latents = model.sample_latents(PROMPT, size=SIZE)
+    rough = sora_jax.from_keyframes(model, images, PROMPT, strength=0.5)
+    assert distance(rough[0], first) > 1
+    assert latents.shape[1] == 5
+
+
+def test_a_windows_program_serves_every_task_of_its_length(model):
+    sora_jax.extend(model, frames(9), PROMPT, 1.0)
+    before = pipeline._generate._cache_size()
+    sora_jax.extend(model, frames(9), "a blue square", -3.0, seed=5)
+    sora_jax.connect(model, frames(9), frames(9, seed=1), PROMPT, 1.5)
+    sora_jax.edit(model, frames(FRAMES), PROMPT, 0.4)
+    sora_jax.from_keyframes(model, {1.0: frames(1)[0]}, PROMPT)
+    assert pipeline._generate._cache_size() == before > 0
+
+
+def test_a_model_of_very_short_clips_cannot_go_on(tmp_path):
+    short = sora_jax.load(write_model(tmp_path, frames=5))
+    with pytest.raises(ValueError, match="makes 5 frames, 2 latent frames: too few"):
+        sora_jax.extend(short, frames(9), PROMPT, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("animate", (frames(1)[0] / 255, PROMPT), "the image is float64; give uint8"),
+        ("animate", (np.zeros((16, 40, 3), np.uint8), PROMPT), "width 40 .* nearest are 32 and 48"),
+        ("extend", (frames(9)[..., :1], PROMPT, 1.0), r"shape \(9, 16, 32, 1\); it must be"),
+        ("extend", (frames(9), PROMPT, 0.01), "less than a frame of 0.125 seconds"),
+        ("extend", (frames(4), PROMPT, 1.0), "has 4 frames, and going on from its end takes 5"),
+        ("extend", (frames(7), PROMPT, -1.0), "has 7 frames, and leading up .* takes 8"),
+        ("connect", (frames(9), frames(9)[:, :, :16], PROMPT, 1.0), "sizes .* differ: resize"),
+        ("connect", (frames(9), frames(9), PROMPT, 0.2), "hold no latent frame of 0.5 s"),
+        ("connect", (frames(9), frames(3), PROMPT, 1.0), "second video has 3 frames"),
+        ("edit", (frames(9), PROMPT, 1.1), "strength 1.1 must lie in 0"),
+        ("edit", (frames(9), PROMPT, [0.5] * 8), "8 strengths do not fit 9 frames"),
+        ("from_keyframes", ({}, PROMPT), "no keyframe"),
+        ("from_keyframes", ({3.0: frames(1)[0]}, PROMPT), "at 3.0 s lies outside .* of 2.12 s"),
+        ("from_keyframes", ({-1.0: frames(1)[0]}, PROMPT), "at -1.0 s lies outside"),
+        (
+            "from_keyframes",
+            ({0.25: frames(1)[0], 0.5: frames(1)[0]}, PROMPT),
+            "at 0.25 s and 0.5 s fall on one latent frame, which holds 0.5 s",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_what_cannot_be_done_is_refused(model, task, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(sora_jax, task)(model, *arguments)
