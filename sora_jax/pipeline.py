@@ -92,7 +92,7 @@ class Model:
           seed: of the noise; the same arguments give the same video.
           steps: of the solver.
           guidance: how strongly the prompt is followed; 1 is no guidance.
-          solver: "euler" or "heun".
+          solver: "euler", "heun" or "deis".
           given: latents that the clip has or starts from, see `sora_jax.prompting`.
 
         Raises:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from sora_jax.diffusion.solvers import (
+    Last,
+    deis_step,
     euler_step,
     guide,
     heun_step,
@@ -18,6 +20,7 @@ from sora_jax.diffusion.solvers import (
 
 SHAPE = (2, 3, 2, 2, 4)
 MEAN, DEVIATION = 0.7, 0.4
+STEPS = [euler_step, heun_step, deis_step]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +57,11 @@ def error(step, steps, noise, shift=1.0):
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize(("step", "order"), [(euler_step, 1), (heun_step, 2)])
-def test_order_of_convergence(noise, step, order, shift):
-    coarse, fine = error(step, 16, noise, shift), error(step, 32, noise, shift)
+@pytest.mark.parametrize(
+    ("step", "order", "steps"), [(euler_step, 1, 16), (heun_step, 2, 16), (deis_step, 2, 64)]
+)
+def test_order_of_convergence(noise, step, order, steps, shift):
+    coarse, fine = error(step, steps, noise, shift), error(step, 2 * steps, noise, shift)
     assert fine < 0.1
     assert np.log2(coarse / fine) == pytest.approx(order, abs=0.3)
 
@@ -74,15 +79,17 @@ def test_the_schedule_falls_from_noise_to_clean(shift):
     assert (np.diff(levels) < 0).all()
 
 
-@pytest.mark.parametrize("step", [euler_step, heun_step])
+@pytest.mark.parametrize("step", STEPS)
 def test_frames_at_different_levels_each_move_as_if_alone(noise, step):
     t = np.float32([[1.0, 0.6, 0.2], [0.5, 0.5, 0.9]])
     s = np.float32([[0.8, 0.5, 0.0], [0.1, 0.4, 0.9]])
-    together = np.asarray(step(posterior_mean, noise, t, s))
+    last = Last(noise * 0.5, np.float32([[1.0, 0.7, 0.3], [0.8, 0.6, 1.0]]))
+    together = np.asarray(step(posterior_mean, noise, t, s, last)[0])
     for b in range(2):
         for frame in range(3):
             at = slice(b, b + 1), slice(frame, frame + 1)
-            alone = step(posterior_mean, noise[at], t[at], s[at])
+            before = Last(last.clean[at], last.level[at])
+            alone, _ = step(posterior_mean, noise[at], t[at], s[at], before)
             np.testing.assert_allclose(together[at], alone, rtol=1e-6, atol=1e-6)
     # From a level to itself is no step.
     np.testing.assert_array_equal(together[1, 2], noise[1, 2])
@@ -93,7 +100,7 @@ def mixing(x, t):
     return jnp.tanh(jnp.roll(x, 1, axis=1) + jnp.cumsum(x, axis=1) + t[..., None, None, None])
 
 
-@pytest.mark.parametrize("step", [euler_step, heun_step])
+@pytest.mark.parametrize("step", STEPS)
 def test_held_frames_stay_bit_for_bit(noise, known, step):
     held = np.array([[True, False, True], [False, True, False]])
     run = jax.jit(functools.partial(solve, mixing, step=step, levels=schedule(5, 1.0)))
@@ -123,7 +130,7 @@ def test_nothing_held_is_the_plain_solution(noise, known):
     np.testing.assert_array_equal(plain, free)
 
 
-@pytest.mark.parametrize("step", [euler_step, heun_step])
+@pytest.mark.parametrize("step", STEPS)
 def test_a_rough_hint_waits_at_its_ceiling(noise, known, step):
     """It sets off from the known latents with that much noise, once the others have come down."""
     seen = []
