@@ -23,6 +23,8 @@ _HOMES = {
     "loop": ("sora_jax.prompting", "loop"),
     "edit": ("sora_jax.prompting", "edit"),
     "from_keyframes": ("sora_jax.prompting", "from_keyframes"),
+    "endless_loop": ("sora_jax.endless", "endless_loop"),
+    "long_video": ("sora_jax.endless", "long_video"),
 }
 
 __all__ = ["save", *_HOMES]

@@ -1,24 +1,23 @@
-"""From a prompt to frames: text encoder, solver over the transformer, decoder."""
+"""A model as a whole: from a prompt to latents to frames."""
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sora_jax import generation
 from sora_jax.diffusion.conditioning import Given, lay
-from sora_jax.diffusion.flow import clean_from_velocity, shift_levels, token_shift
+from sora_jax.diffusion.flow import shift_levels, token_shift
 from sora_jax.diffusion.settings import ModelSettings, read_settings
-from sora_jax.diffusion.solvers import SOLVERS, Step, guide, limit_range, schedule, solve
+from sora_jax.diffusion.solvers import SOLVERS, schedule, set_off
 from sora_jax.language.tokenizer import Tokenizer
-from sora_jax.models.dit import DiT, DiTConfig
-from sora_jax.models.pixels import to_uint8
-from sora_jax.models.text import TextConfig, TextEncoder
-from sora_jax.models.vae import VAE, VAEConfig, denormalise, encode_frames
+from sora_jax.models.dit import DiTConfig
+from sora_jax.models.text import TextConfig
+from sora_jax.models.vae import VAEConfig, denormalise
 from sora_jax.weights.model_folder import find_model, load_description
 from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_dit, load_text, load_vae
 
@@ -127,35 +126,74 @@ class Model:
         settings = self.settings.override(
             size=size, frames=frames, steps=steps, guidance=guidance, solver=solver
         )
-        size = settings.size
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        shape = self.latent_shape(settings.size, settings.frames)
+        shift = self.shift(shape)
+        text = self.read(prompts)
+        known, strengths = lay(shape, given)
+        known = jnp.broadcast_to(known, (len(prompts), *shape))
+        ceilings = jnp.tile(shift_levels(strengths, shift), (len(prompts), 1))
+        levels = schedule(settings.steps, shift, strengths.max())
+        x = set_off(self.noise(seed, known.shape), levels, known, ceilings)
+        return self.advance(text, x, levels, settings, known, ceilings)
+
+    def shift(self, latent_shape: tuple[int, int, int, int]) -> float:
+        """The schedule's shift for a clip of latents [T, h, w, C]."""
+        tokens = int(np.prod(self.dit_config.grid(latent_shape[:3])))
+        return token_shift(tokens, base=self.settings.shift, base_tokens=self.settings.shift_tokens)
+
+    def noise(self, seed: int, shape: tuple[int, ...]) -> jax.Array:
+        """Standard normal noise.
+
+        Raises:
+          ValueError: a seed out of range.
+        """
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed {seed} is out of range; use 0 to {2**32 - 1}")
-        shape = self.latent_shape(size, settings.frames)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        return jax.random.normal(jax.random.key(seed), shape)
+
+    def read(self, prompts: list[str]) -> jax.Array:
+        """Text features [2 B, L, D] of the prompts and, for guidance, of as many empty ones.
+
+        Raises:
+          ValueError: no prompt, or one that is too long.
+        """
         if not prompts:
             raise ValueError("there is no prompt in the list; give at least one, '' for any video")
-        tokens = np.stack([self._tokens(text) for text in prompts])
-        empty = self.tokenizer.encode("", settings.text_length)[None]
+        tokens = np.stack([self._tokens(text) for text in [*prompts, *("" for _ in prompts)]])
+        return generation.read(self.params["text"], tokens, config=self.text_config)
 
-        key = jax.random.key(seed)
-        noise = jax.random.normal(key, (len(prompts), *shape))
-        count = int(np.prod(self.dit_config.grid(shape[:3])))
-        shift = token_shift(count, base=settings.shift, base_tokens=settings.shift_tokens)
-        known, strengths = lay(shape, given)
-        ceilings = shift_levels(strengths, shift)
-        return _generate(
-            self.params,
-            tokens,
-            empty,
-            noise,
-            jnp.broadcast_to(known, noise.shape),
-            jnp.broadcast_to(ceilings, noise.shape[:2]),
-            schedule(settings.steps, shift, strengths.max()),
+    def advance(
+        self,
+        text: jax.Array,
+        x: jax.Array,
+        levels: jax.Array,
+        settings: ModelSettings,
+        known: jax.Array | None = None,
+        ceilings: jax.Array | None = None,
+        *,
+        circular: bool = False,
+    ) -> jax.Array:
+        """Takes noisy latents [B, T, h, w, C] from the first to the last of the levels.
+
+        Args:
+          text: features of `read`.
+          x, levels, known, ceilings, circular: see `diffusion.solvers.solve`.
+          settings: guidance and solver.
+        """
+        if ceilings is None:
+            known, ceilings = jnp.zeros_like(x), jnp.ones(x.shape[:2])
+        return generation.generate(
+            self.params["dit"],
+            text,
+            x,
+            levels,
+            known,
+            ceilings,
             jnp.float32(settings.guidance),
-            dit_config=self.dit_config,
-            text_config=self.text_config,
-            step=SOLVERS[settings.solver],
-            limit=settings.latent_limit,
+            program=generation.Program(
+                self.dit_config, SOLVERS[settings.solver], settings.latent_limit, circular
+            ),
         )
 
     def _tokens(self, text: str) -> np.ndarray:
@@ -170,60 +208,22 @@ class Model:
     def encode(self, frames: np.ndarray) -> jax.Array:
         """Normalised latents [B, T, h, w, C] of frames uint8 [B, F, H, W, 3]."""
         self.vae_config.latent_shape(*frames.shape[1:4])
-        return _encode(
-            self.vae_config, self.params["vae"], frames, self.latent_mean, self.latent_std
-        )
+        mean, std = self.latent_mean, self.latent_std
+        return generation.encode(self.vae_config, self.params["vae"], frames, mean, std)
 
     def decode(self, latents: jax.Array) -> Iterator[np.ndarray]:
         """Frames of normalised latents, uint8 [B, f, H, W, 3] chunk by chunk in order."""
-        z = denormalise(latents, self.latent_mean, self.latent_std)
-        chunk = z.shape[1] if z[0].size <= WHOLE_DECODE else CHUNK_FRAMES
+        chunk = latents.shape[1] if latents[0].size <= WHOLE_DECODE else CHUNK_FRAMES
+        pieces = (latents[:, i : i + chunk] for i in range(0, latents.shape[1], chunk))
+        return self.decode_pieces(pieces)
+
+    def decode_pieces(self, pieces: Iterable[jax.Array]) -> Iterator[np.ndarray]:
+        """Frames of a clip whose normalised latents come in pieces along time, piece by piece."""
         carry = None
-        for start in range(0, z.shape[1], chunk):
-            frames, carry = _decode(
-                self.params["vae"], z[:, start : start + chunk], carry, config=self.vae_config
-            )
+        for latents in pieces:
+            z = denormalise(latents, self.latent_mean, self.latent_std)
+            frames, carry = generation.decode(self.params["vae"], z, carry, config=self.vae_config)
             yield np.asarray(frames)
-
-
-_encode = jax.jit(encode_frames, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _decode(params: Any, z: jax.Array, carry: Any, *, config: VAEConfig) -> tuple[jax.Array, Any]:
-    frames, carry = VAE(config).apply({"params": params}, z, carry, method="decode")
-    return to_uint8(frames), carry
-
-
-@functools.partial(jax.jit, static_argnames=("dit_config", "text_config", "step", "limit"))
-def _generate(
-    params: Any,
-    tokens: jax.Array,
-    empty: jax.Array,
-    noise: jax.Array,
-    known: jax.Array,
-    ceilings: jax.Array,
-    levels: jax.Array,
-    guidance: jax.Array,
-    *,
-    dit_config: DiTConfig,
-    text_config: TextConfig,
-    step: Step,
-    limit: float,
-) -> jax.Array:
-    """Compiled once a size and number of steps: prompt, seed and guidance are data."""
-    batch = noise.shape[0]
-    both = jnp.concatenate([tokens, jnp.broadcast_to(empty, tokens.shape)])
-    text = TextEncoder(text_config).apply({"params": params["text"]}, both)
-
-    def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-        x, t = jnp.concatenate([x, x]), jnp.concatenate([t, t])
-        y = DiT(dit_config).apply({"params": params["dit"]}, x, t, text)
-        if dit_config.prediction == "velocity":
-            y = clean_from_velocity(x, y, t)
-        return limit_range(guide(y[:batch], y[batch:], guidance), limit)
-
-    return solve(denoise, noise, levels, step=step, known=known, ceilings=ceilings)
 
 
 def load(folder: str | pathlib.Path | None = None) -> Model:

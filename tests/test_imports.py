@@ -20,14 +20,16 @@ ARROWS = {
     "language": set(),
     "data": {"buckets", "command", "video_io"},
     "weights": {"models"},
-    "pipeline": {"models", "diffusion", "buckets", "language", "weights"},
+    "generation": {"models", "diffusion"},
+    "pipeline": {"models", "diffusion", "generation", "language", "weights"},
+    "endless": {"diffusion", "pipeline"},
     "prompting": {"diffusion", "pipeline"},
     "evaluation": {"buckets", "data", "models", "pipeline", "video_io", "weights"},
     "training": {
         *("models", "diffusion", "data", "sharding", "language", "weights", "evaluation"),
         *("buckets", "video_io"),
     },
-    "__init__": {"pipeline", "prompting", "video_io"},
+    "__init__": {"endless", "pipeline", "prompting", "video_io"},
 }
 
 # Commands, which nothing else imports: they may use everything.

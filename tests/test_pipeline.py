@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sora_jax
-from sora_jax import pipeline
+from sora_jax import generation, pipeline
 from sora_jax.diffusion.conditioning import Given
 from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.models.dit import init_dit
@@ -130,11 +130,11 @@ def test_decoding_in_chunks_equals_the_whole(model, monkeypatch):
 
 
 def test_new_prompts_seeds_and_images_compile_nothing(model, clip):
-    before = pipeline._generate._cache_size()
+    before = generation.generate._cache_size()
     given = Given(np.zeros((1, SIZE[1] // 8, SIZE[0] // 8, 4), np.float32), 0, 0.3)
     model.sample_latents("a blue square", seed=9, guidance=1.5)
     model.sample_latents("", seed=10, given=[given])
-    assert pipeline._generate._cache_size() == before > 0
+    assert generation.generate._cache_size() == before > 0
 
 
 def test_heun_is_another_solver(model, clip):

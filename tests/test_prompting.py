@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sora_jax
-from sora_jax import pipeline
+from sora_jax import generation
 from tests.tiny_model import PROMPT, SIZE, write_model
 
 FPS, FRAMES = 8, 17
@@ -126,12 +126,12 @@ def test_keyframes_appear_at_their_times(model):
 
 def test_a_windows_program_serves_every_task_of_its_length(model):
     sora_jax.extend(model, frames(9), PROMPT, 1.0)
-    before = pipeline._generate._cache_size()
+    before = generation.generate._cache_size()
     sora_jax.extend(model, frames(9), "a blue square", -3.0, seed=5)
     sora_jax.connect(model, frames(9), frames(9, seed=1), PROMPT, 1.5)
     sora_jax.edit(model, frames(FRAMES), PROMPT, 0.4)
     sora_jax.from_keyframes(model, {1.0: frames(1)[0]}, PROMPT)
-    assert pipeline._generate._cache_size() == before > 0
+    assert generation.generate._cache_size() == before > 0
 
 
 def test_a_model_of_very_short_clips_cannot_go_on(tmp_path):

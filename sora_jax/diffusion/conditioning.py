@@ -133,26 +133,31 @@ CEILINGS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
 PATTERNS = (*CEILINGS, "staircase")
 
 
-def staircase(frames: int, offset: jax.Array, shift: float) -> jax.Array:
+def staircase(frames: int, kept: int | jax.Array, offset: jax.Array, shift: float) -> jax.Array:
     """Levels of a window that is rolled along a long video, float32 [T], rising with time.
 
     Args:
       frames: T of the window.
-      offset: positions by which the stairs are lifted, 1 being the whole schedule. From 0 to -1/T
-        every frame goes down one stair: the first is done, and the window may move on by it. From
-        1 down to 0 a window of noise becomes stairs; from 0 down to -1 stairs become clean frames.
+      kept: clean frames at its beginning, fewer than T; the stairs are the other n.
+      offset: positions by which the stairs are lifted, 1 being the whole schedule. From 0 to -1/n
+        every frame goes down one stair: one is done, and the window may move on by it. From 1 down
+        to 0 a window of noise becomes stairs, with the first `kept` frames clean at the end; from 0
+        down to -1 stairs become clean frames.
       shift: of the schedule, see `flow.shift_levels`.
     """
-    position = (jnp.arange(frames) + 1.0) / frames + offset
+    position = (jnp.arange(frames) - kept + 1.0) / (frames - kept) + offset
     return shift_levels(jnp.clip(position, 0.0, 1.0), shift)
 
 
 def _draw_staircase(key: jax.Array, frames: int, shift: float) -> jax.Array:
     """Rolling along half of the time, setting off and arriving in the other half."""
-    choice, where = jax.random.split(key)
-    rolling = jax.random.uniform(where, minval=-1.0 / frames, maxval=0.0)
-    ends = jax.random.uniform(where, minval=-1.0 + 0.5 / frames, maxval=1.0)
-    return staircase(frames, jnp.where(jax.random.bernoulli(choice), rolling, ends), shift)
+    choice, where, how_many = jax.random.split(key, 3)
+    kept = jax.random.randint(how_many, (), 0, max(1, frames - 1))
+    height = 1.0 / (frames - kept)
+    rolling = jax.random.uniform(where, minval=-height, maxval=0.0)
+    ends = jax.random.uniform(where, minval=-1.0 + 0.5 * height, maxval=1.0)
+    offset = jnp.where(jax.random.bernoulli(choice), rolling, ends)
+    return staircase(frames, kept, offset, shift)
 
 
 def draw_frame_levels(

@@ -101,39 +101,54 @@ SOLVERS: dict[str, Step] = {
 
 def solve(
     denoise: Denoise,
-    noise: jax.Array,
+    x: jax.Array,
     levels: jax.Array,
     *,
     step: Step = euler_step,
     known: jax.Array | None = None,
     ceilings: jax.Array | None = None,
+    circular: bool = False,
 ) -> jax.Array:
-    """Clean latents from noise.
+    """Takes latents from the first of the levels to the last.
 
     Args:
       denoise: (x, t [B, T]) -> clean latents.
-      noise: standard normal [B, T, h, w, C].
+      x: noisy latents [B, T, h, w, C] at the first levels, see `set_off`.
       levels: the schedule, falling: [steps + 1], or [steps + 1, T] with a level for each frame.
       step: one step of the solver.
-      known: clean latents of the frames that are given, shaped like noise.
+      known: clean latents of the frames that are given, shaped like x.
       ceilings: [B, T], the highest level of each frame, see `diffusion.conditioning`; None for 1.
+      circular: whether the last frame is followed by the first, with nothing given: each step sees
+        the ring cut open at another place, so that it has no seam.
 
     Returns:
       float32 [B, T, h, w, C]; frames whose ceiling is 0 equal `known` exactly.
     """
     if ceilings is None:
-        ceilings, known = jnp.ones(noise.shape[:2]), jnp.zeros_like(noise)
-    held = expand(ceilings <= 0, noise)
+        ceilings, known = jnp.ones(x.shape[:2]), jnp.zeros_like(x)
+    held = expand(ceilings <= 0, x)
     levels = levels.reshape(levels.shape[0], 1, -1)
 
-    def body(carry: tuple[jax.Array, Last], pair: jax.Array) -> tuple[tuple, None]:
-        x, last = carry
+    def body(carry: tuple[jax.Array, Last], scanned: tuple) -> tuple[tuple, None]:
+        pair, cut = scanned
         t, s = (jnp.minimum(level, ceilings) for level in pair)
-        x, last = step(denoise, x, t, s, last)
+        if circular:
+            carry = jax.tree.map(lambda v: jnp.roll(v, -cut, axis=1), carry)
+        x, last = step(denoise, carry[0], t, s, carry[1])
+        if circular:
+            x, last = jax.tree.map(lambda v: jnp.roll(v, cut, axis=1), (x, last))
         return (jnp.where(held, known, x), last), None
 
-    start = jnp.minimum(levels[0], ceilings)
-    x = add_noise(known, noise, start)
     pairs = jnp.stack([levels[:-1], levels[1:]], axis=1)
-    (x, _), _ = jax.lax.scan(body, (x, Last(jnp.zeros_like(x), start)), pairs)
+    # Steps of the golden ratio: cuts lie far apart from one step to the next, and everywhere.
+    cuts = jnp.floor(jnp.arange(len(pairs)) * 0.618034 % 1.0 * x.shape[1]).astype(jnp.int32)
+    last = Last(jnp.zeros_like(x), jnp.minimum(levels[0], ceilings))
+    (x, _), _ = jax.lax.scan(body, (x, last), (pairs, cuts))
     return x
+
+
+def set_off(
+    noise: jax.Array, levels: jax.Array, known: jax.Array, ceilings: jax.Array
+) -> jax.Array:
+    """Where `solve` begins: the known latents with the noise of the first levels."""
+    return add_noise(known, noise, jnp.minimum(levels[0].reshape(1, -1), ceilings))

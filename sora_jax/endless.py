@@ -1,0 +1,126 @@
+"""Videos without an end: rolled along for as long as one likes, or closed to a ring."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.diffusion.conditioning import staircase
+from sora_jax.diffusion.solvers import schedule
+from sora_jax.pipeline import Model
+
+# Clean frames that a rolling window keeps behind it, of its T latent frames.
+_KEPT = 1
+
+
+def long_video(
+    model: Model,
+    prompt: str,
+    seconds: float,
+    *,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    **sampling: Any,
+) -> Iterator[np.ndarray]:
+    """A video of any duration, uint8 [f, H, W, 3] piece by piece, in constant memory.
+
+    A window of the model's own length moves over the video. Its levels rise like stairs: the first
+    frame after the clean ones is nearly done, the last is noise. When all have come down by one
+    stair, one frame is done, and the window moves on by it (arXiv 2405.11473, 2402.09470).
+
+    Args:
+      prompt: what to show.
+      seconds: duration.
+      size: (width, height); None for the model's own.
+      seed: of the noise.
+      **sampling: steps (of each frame, from noise to clean), guidance, solver of `Model.sample`.
+
+    Raises:
+      ValueError: a value that the model cannot serve.
+    """
+    settings = model.settings.override(size=size, **sampling)
+    count = round(seconds * settings.fps)
+    if count < 1:
+        raise ValueError(f"{seconds} seconds hold no frame at {settings.fps:g} a second; give more")
+    shape = model.latent_shape(settings.size, settings.frames)
+    if shape[0] < 2 + _KEPT:
+        raise ValueError(
+            f"the model makes {settings.frames} frames, {shape[0]} latent frames: too few to roll "
+            "along; train it on longer ones"
+        )
+    text = model.read([prompt])
+    latents = _roll(model, text, shape, settings, seed)
+    pieces = itertools.islice(latents, 1 + -(-(count - 1) // model.vae_config.temporal_stride))
+    return _trim(model.decode_pieces(pieces), count)
+
+
+def _roll(model: Model, text: jax.Array, shape: tuple, settings: Any, seed: int) -> Iterator:
+    """Clean latents [1, 1, h, w, C], one after the other for ever."""
+    frames, shift = shape[0], model.shift(shape)
+    noise = (model.noise((seed + i) % 2**32, (1, *shape)) for i in itertools.count())
+
+    def stairs(count: int, first: float, last: float) -> jax.Array:
+        offsets = jnp.linspace(first, last, count + 1)
+        return jnp.stack([staircase(frames, _KEPT, offset, shift) for offset in offsets])
+
+    x = model.advance(text, next(noise), stairs(settings.steps, 1.0, 0.0), settings)
+    for i in range(_KEPT):
+        yield x[:, i : i + 1]
+    height = 1.0 / (frames - _KEPT)
+    down = stairs(max(1, round(settings.steps * height)), 0.0, -height)
+    while True:
+        x = model.advance(text, x, down, settings)
+        yield x[:, _KEPT : _KEPT + 1]
+        x = jnp.concatenate([x[:, 1:], next(noise)[:, :1]], axis=1)
+
+
+def _trim(chunks: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """The first `count` frames of a clip that comes in chunks [1, f, H, W, 3]."""
+    for chunk in chunks:
+        yield chunk[0, :count]
+        count -= chunk.shape[1]
+        if count <= 0:
+            return
+
+
+def endless_loop(
+    model: Model,
+    prompt: str,
+    seconds: float,
+    *,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    **sampling: Any,
+) -> np.ndarray:
+    """A loop made from a prompt, without a seam: uint8 [F, H, W, 3].
+
+    Time is a ring: every step of the solver sees it cut open at another latent frame, and the
+    decoder goes round once before the frames that count.
+
+    Args:
+      prompt: what to show.
+      seconds: duration of a round, to the nearest latent frame.
+      size: (width, height); None for the model's own.
+      seed: of the noise.
+      **sampling: steps, guidance, solver of `Model.sample`.
+
+    Raises:
+      ValueError: less than two latent frames, or a value that the model cannot serve.
+    """
+    settings = model.settings.override(size=size, **sampling)
+    stride = model.vae_config.temporal_stride
+    count = round(seconds * settings.fps / stride)
+    if count < 2:
+        raise ValueError(
+            f"{seconds} seconds hold {count} latent frames of {stride / settings.fps:.3g} s; a "
+            "loop takes at least two"
+        )
+    shape = model.latent_shape(settings.size, 1 + (count - 1) * stride)
+    levels = schedule(settings.steps, model.shift(shape))
+    noise = model.noise(seed, (1, *shape))
+    latents = model.advance(model.read([prompt]), noise, levels, settings, circular=True)
+    frames = np.concatenate(list(model.decode(jnp.tile(latents, (1, 2, 1, 1, 1)))), axis=1)
+    return frames[0, -count * stride :]
