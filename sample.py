@@ -4,6 +4,8 @@ python sample.py --prompt="a red circle moves right" --output=video.mp4
 python sample.py --prompt="a blue square" --output=image.png
 python sample.py --prompt=TEXT --image=first.png --output=animated.mp4
 python sample.py --prompt=TEXT --video=a.mp4 --extend=3 --output=longer.mp4       # -3: before it
+python sample.py --prompt=TEXT --seconds=60 --output=minute.mp4         # in a rolling window
+python sample.py --prompt=TEXT --loop --seconds=3 --output=loop.mp4     # without a seam
 python sample.py --prompt=TEXT --video=a.mp4 --loop=1 --output=loop.mp4
 python sample.py --prompt=TEXT --video=a.mp4 --edit=0.6 --output=edited.mp4
 python sample.py --prompt=TEXT --video=a.mp4 --video=b.mp4 --connect=1 --output=both.mp4
@@ -12,9 +14,11 @@ python sample.py --prompt=TEXT --keyframe=0:a.png --keyframe=2:b.png --output=be
 
 import os
 import pathlib
+import sys
 import time
 
 import jax
+import numpy as np
 from absl import flags
 
 import sora_jax
@@ -35,12 +39,18 @@ GUIDANCE = flags.DEFINE_float("guidance", None, "How strongly the prompt is foll
 IMAGE = flags.DEFINE_string("image", None, "Image to animate: the first frame.")
 VIDEO = flags.DEFINE_multi_string("video", [], "Video to extend, loop, edit; two to connect.")
 EXTEND = flags.DEFINE_float("extend", None, "Seconds to add after the video; negative: before it.")
-LOOP = flags.DEFINE_float("loop", None, "Seconds that lead from the video's end to its beginning.")
+LOOP = flags.DEFINE_string(
+    "loop",
+    None,
+    "Seconds that lead from the video's end to its beginning; alone: a loop from text.",
+)
 EDIT = flags.DEFINE_float("edit", None, "How much of the video is made anew, 0 to 1 (SDEdit).")
 CONNECT = flags.DEFINE_float("connect", None, "Seconds between the first and the second video.")
 KEYFRAME = flags.DEFINE_multi_string("keyframe", [], "SECONDS:FILE, an image at its time.")
 HINT = flags.DEFINE_float("hint", 0.0, "How far keyframes may be departed from, 0 to 1.")
 
+FROM_TEXT = "text"  # what --loop alone stands for
+ROLLED = 2  # videos longer than so many of the model's own are made in a rolling window
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -86,18 +96,31 @@ def check_inputs():
     if len(asked) > 1:
         raise ValueError(f"--{asked[0]} and --{asked[1]} are two tasks; give one of them")
     task = asked[0] if asked else None
+    if LOOP.value == FROM_TEXT:
+        task = "text_loop"
     needed = {"connect": 2, "extend": 1, "loop": 1, "edit": 1}.get(task, 0)
     if len(VIDEO.value) != needed:
         raise ValueError(
             f"--{task} takes {needed} --video, not {len(VIDEO.value)}"
-            if task
+            if needed
             else "--video needs a task: --extend, --loop, --edit or --connect"
         )
     if needed and (FRAMES.value is not None or SECONDS.value is not None):
         raise ValueError(f"--frames and --seconds have no use with --{task}; leave them out")
-    if needed and pathlib.Path(OUTPUT.value).suffix.lower() in IMAGE_SUFFIXES:
+    makes_video = needed or task == "text_loop"
+    if makes_video and pathlib.Path(OUTPUT.value).suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"{OUTPUT.value} holds one image, and --{task} makes a video")
+    if task == "loop":
+        parse_loop()
     return task
+
+
+def parse_loop():
+    """Seconds of --loop."""
+    try:
+        return float(LOOP.value)
+    except ValueError:
+        raise ValueError(f"--loop={LOOP.value} is no number of seconds, such as 1.5") from None
 
 
 def fit_size(model, info):
@@ -160,12 +183,17 @@ def run():
     model.latent_shape(size, frames)
     inputs = [read(path, model, size, image=not VIDEO.value) for path in files]
     sampling = {"seed": SEED.value, "steps": STEPS.value, "guidance": GUIDANCE.value}
-    prompt = PROMPT.value
+    prompt, seconds = PROMPT.value, frames / model.fps
+    if task is None and frames > ROLLED * model.settings.frames:
+        task = "long"
+        print(f"{frames} frames are made in a window of {model.settings.frames} that rolls along")
     make = {
         None: lambda: model.sample(prompt, size=size, frames=frames, **sampling),
         "image": lambda: sora_jax.animate(model, inputs[0][0], prompt, frames=frames, **sampling),
+        "long": lambda: sora_jax.long_video(model, prompt, seconds, size=size, **sampling),
+        "text_loop": lambda: sora_jax.endless_loop(model, prompt, seconds, size=size, **sampling),
         "extend": lambda: sora_jax.extend(model, inputs[0], prompt, EXTEND.value, **sampling),
-        "loop": lambda: sora_jax.loop(model, inputs[0], prompt, LOOP.value, **sampling),
+        "loop": lambda: sora_jax.loop(model, inputs[0], prompt, parse_loop(), **sampling),
         "edit": lambda: sora_jax.edit(model, inputs[0], prompt, EDIT.value, **sampling),
         "connect": lambda: sora_jax.connect(model, *inputs, prompt, CONNECT.value, **sampling),
         "keyframe": lambda: sora_jax.from_keyframes(
@@ -180,11 +208,14 @@ def run():
     # Before the work: a file that cannot be written is known now.
     writer = video_io.VideoWriter(OUTPUT.value, FPS.value or model.fps, size[1], size[0])
     start = time.perf_counter()
-    clip = make()
+    made = make()
+    written = 0
     with writer:
-        writer.write(clip)
-    seconds = time.perf_counter() - start
-    print(f"{OUTPUT.value}: {len(clip)} frames of {size[0]}x{size[1]}, made in {seconds:.1f} s")
+        for frames in [made] if isinstance(made, np.ndarray) else made:
+            writer.write(frames)
+            written += len(frames)
+    taken = time.perf_counter() - start
+    print(f"{OUTPUT.value}: {written} frames of {size[0]}x{size[1]}, made in {taken:.1f} s")
 
 
 def main(argv):
@@ -202,5 +233,15 @@ def main(argv):
         command.fail("out of memory: ask for a smaller --size or fewer --frames")
 
 
+def with_bare_loop(argv):
+    """argv with a value for a --loop that has none, which absl's flags cannot express."""
+    following = [*argv[1:], "--"]
+    return [
+        f"--loop={FROM_TEXT}" if one == "--loop" and after.startswith("--") else one
+        for one, after in zip(argv, following)
+    ]
+
+
 if __name__ == "__main__":
+    sys.argv = with_bare_loop(sys.argv)
     command.run(main)

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 import sora_jax
 from sora_jax import command
 from sora_jax.sharding import make_mesh
-from sora_jax.training import setup
+from sora_jax.training import clips, setup
 from sora_jax.training.loop import DivergedError, train
 from sora_jax.training.optimizer import make_optimizer
 
@@ -41,7 +41,7 @@ def write_samples(config, folder):
 def run(config, workdir):
     workdir = setup.workdir_path(workdir)
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(workdir / "compiled"))
-    make_task = setup.option(config, "task", TASKS)
+    make_task = clips.option(config, "task", TASKS)
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))
     task, data = make_task(config, workdir)

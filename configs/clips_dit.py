@@ -35,6 +35,7 @@ def get_config():
     config.optimizer.learning_rate = 5e-4
     config.optimizer.muon_learning_rate = 0.01
     config.optimizer.warmup_steps = 500
+    config.optimizer.decay_share = 0.4
     config.sampling.guidance = 2.0
     config.sampling.size = (112, 64)
     config.sampling.prompts = (

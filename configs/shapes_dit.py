@@ -1,29 +1,28 @@
 """The small text-to-video transformer that ships: moving shapes, with its text encoder.
 
-After `configs/shapes_vae.py`, images first, which cost a fifth of a clip and teach colours, shapes
-and backgrounds as well, then clips and images together:
+After `configs/shapes_vae.py`, images and clips of 5 frames first: they cost a fraction of a long
+clip and teach colours, shapes, backgrounds and directions as well. Then 17 and 33 frames:
 
-    python -m sora_jax.data.precompute --config=configs/shapes_dit.py:images \
-        --output=data/shapes_images
-    python train.py --config=configs/shapes_dit.py:images --workdir=runs/shapes_images \
-        --config.data.latents=data/shapes_images
+    python -m sora_jax.data.precompute --config=configs/shapes_dit.py:short \
+        --output=data/shapes_short
+    python train.py --config=configs/shapes_dit.py:short --workdir=runs/shapes_short \
+        --config.data.latents=data/shapes_short
     python -m sora_jax.data.precompute --config=configs/shapes_dit.py --output=data/shapes_clips
     python train.py --config=configs/shapes_dit.py --workdir=runs/shapes_dit \
-        --config.data.latents=data/shapes_clips --config.init=runs/shapes_images/model
+        --config.data.latents=data/shapes_clips --config.init=runs/shapes_short/model
     python -m sora_jax.weights export --checkpoint=runs/shapes_dit --output=sora_jax/pretrained
 
-One core each: the images took 31 minutes; clips go at about 3 steps a second. docs/shapes.md says
-in what the weights that ship were made otherwise. A run that began with clips, in batches this
-small and at the rates of the images, lost its text: the GELU between the text encoder and the
-transformer fell to zero before the text had a clear gradient.
+docs/shapes.md has times and scores. A run that began with long clips, in batches this small and at
+the rates of the short ones, lost its text: the GELU between the text encoder and the transformer
+fell to zero before the text had a clear gradient.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(stage="clips"):
-    if stage not in ("images", "clips"):
-        raise ValueError(f"shapes_dit.py has no stage {stage!r}; use 'images' or 'clips'")
+    if stage not in ("short", "clips"):
+        raise ValueError(f"shapes_dit.py has no stage {stage!r}; use 'short' or 'clips'")
     config = ConfigDict()
     config.task = "dit"
     config.seed = 0
@@ -47,11 +46,12 @@ def get_config(stage="clips"):
     )
     config.data.bucket_weights = (0.1, 0.05, 0.05, 0.3, 0.23, 0.23, 0.04)
     config.data.token_budget = 12 * 120
-    config.data.most_clips = 16
-    if stage == "images":
-        config.data.buckets = config.data.buckets[:3]
-        config.data.bucket_weights = (0.5, 0.25, 0.25)
-        config.data.clips = 30_000
+    config.data.most_clips = 48
+    if stage == "short":
+        config.data.buckets = (*config.data.buckets[:3], (5, 64, 64), (5, 64, 96), (5, 96, 64))
+        config.data.bucket_weights = (0.25, 0.12, 0.12, 0.25, 0.13, 0.13)
+        config.data.clips = 40_000
+        config.data.token_budget = 64 * 32
         config.data.most_clips = 64
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.1
@@ -65,9 +65,6 @@ def get_config(stage="clips"):
     # made, of the sizes below, and the encoder is trained together with the transformer.
     config.text_encoder = ""
     config.tokenizer = ConfigDict({"vocabulary": 384, "captions": 4000, "length": 32})
-    config.tokenizer.file = ""  # a tokenizer.json; if empty, one is trained on the run's captions
-    if stage == "images":  # whose captions have no words of motion, and those are to come
-        config.tokenizer.file = "sora_jax/pretrained/tokenizer.json"
     config.text = ConfigDict()
     config.text.width = 128
     config.text.layers = 2
@@ -87,12 +84,13 @@ def get_config(stage="clips"):
     config.noise = ConfigDict({"mean": 0.0, "std": 1.4, "shift": 3.0, "shift_tokens": 100})
     config.noise.floor = 0.3
     config.patterns = ConfigDict({"none": 0.8, "first_frame": 0.2})
+    config.window = 0  # latent frames; longer clips are trained as windows from their middle
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 2e-3 if stage == "images" else 1e-3
-    config.optimizer.muon_learning_rate = 0.02 if stage == "images" else 0.006
+    config.optimizer.learning_rate = 1.2e-3 if stage == "short" else 1e-3
+    config.optimizer.muon_learning_rate = 0.012 if stage == "short" else 0.006
     config.optimizer.warmup_steps = 200
-    config.optimizer.decay_share = 0.4
+    config.optimizer.decay_share = 0.4 if stage == "short" else 0.5
     config.optimizer.weight_decay = 0.01
     config.optimizer.b2 = 0.99
     config.optimizer.clip = 1.0
@@ -112,7 +110,7 @@ def get_config(stage="clips"):
     )
 
     config.loop = ConfigDict()
-    config.loop.steps = 4000 if stage == "images" else 8500
+    config.loop.steps = 4000 if stage == "short" else 19_000
     config.loop.ema_decay = 0.999
     config.loop.log_every = 50
     config.loop.evaluate_every = 1000

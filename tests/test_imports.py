@@ -24,7 +24,9 @@ ARROWS = {
     "pipeline": {"models", "diffusion", "generation", "language", "weights"},
     "endless": {"diffusion", "pipeline"},
     "prompting": {"diffusion", "pipeline"},
-    "evaluation": {"buckets", "data", "models", "pipeline", "video_io", "weights"},
+    "evaluation": {
+        *("buckets", "data", "models", "pipeline", "prompting", "endless", "video_io", "weights"),
+    },
     "training": {
         *("models", "diffusion", "data", "sharding", "language", "weights", "evaluation"),
         *("buckets", "video_io"),

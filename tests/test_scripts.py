@@ -186,7 +186,7 @@ def refused(arguments, folder):
         ([VAE, "--config.data.buckets=((1,20,16),)"], "height 20 .*nearest are 16 and 24"),
         ([VAE, "extra"], "'extra' belongs to no flag"),
         (["--config=nowhere.py"], "nowhere.py"),
-        (["--config=configs/shapes_dit.py:foo"], "no stage 'foo'; use 'images' or 'clips'"),
+        (["--config=configs/shapes_dit.py:foo"], "no stage 'foo'; use 'short' or 'clips'"),
         (["--config=configs/clips_vae.py:10"], "1 . 4k such as 9, not '10'"),
         ([], "--config"),
     ],
@@ -215,6 +215,9 @@ def test_train_refuses(tmp_path, arguments, message):
         ),
         (["--prompt=a", "--video=a.mp4", "--edit=1", "--frames=5"], "no use with --edit"),
         (["--prompt=a", "--video=a.mp4", "--edit=1", "--output=OUT/a.png"], "makes a video"),
+        (["--prompt=a", "--video=a.mp4", "--loop=soon"], "--loop=soon is no number of seconds"),
+        (["--prompt=a", "--video=a.mp4", "--loop"], "needs a task"),
+        (["--prompt=a", "--loop", "--output=OUT/a.png"], "makes a video"),
         (["--prompt=a", "--keyframe=later:a.png"], "is not SECONDS:FILE"),
         (["--prompt=a", "--keyframe=1:a.png", "--keyframe=1.0:b.png"], "have the same time"),
     ],
@@ -238,6 +241,12 @@ def test_sample_goes_on_from_a_file(tmp_path):
     longer = tmp_path / "longer.mp4"
     succeed(*sample, f"--video={video}", "--extend=1", f"--output={longer}")
     assert video_io.probe(longer).frames == 9 + 8
+    looped = tmp_path / "looped.mp4"
+    succeed(*sample, "--loop", "--seconds=2", f"--output={looped}")
+    assert video_io.probe(looped).frames == 16
+    long = tmp_path / "long.mp4"
+    succeed(*sample, "--seconds=6", f"--output={long}")
+    assert video_io.probe(long).frames == 49
     edited = tmp_path / "edited.mp4"
     succeed(*sample, f"--video={longer}", "--edit=0.5", f"--output={edited}", "--size=16x16")
     info = video_io.probe(edited)

@@ -34,6 +34,7 @@ from sora_jax.data.latents import Record, check_output, write_latents
 from sora_jax.data.precompute_plan import Batch, check_distinct, choose, make_batches, make_files
 from sora_jax.data.progress import Progress
 from sora_jax.data.source import ClipSource
+from sora_jax.training.clips import make_source, option, read_buckets
 from sora_jax.training.frozen import (
     CaptionEncoder,
     Encoder,
@@ -41,7 +42,7 @@ from sora_jax.training.frozen import (
     make_frame_encoder,
     to_half,
 )
-from sora_jax.training.setup import DTYPES, make_source, option, read_buckets
+from sora_jax.training.setup import DTYPES
 from sora_jax.weights.parts import load_vae
 
 SPLITS = ("train", "validation")

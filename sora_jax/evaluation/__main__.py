@@ -2,6 +2,8 @@
 
 python -m sora_jax.evaluation shapes [--checkpoint=FOLDER] [--output=FOLDER]
     how often prompts of the rendered world come out right
+python -m sora_jax.evaluation edits [--checkpoint=FOLDER] [--output=FOLDER] [--clips=50]
+    how well it animates, extends, connects, loops and edits clips of that world
 python -m sora_jax.evaluation reconstruction --config=configs/NAME_vae.py [--checkpoint=FOLDER]
     PSNR and SSIM of a VAE on the held-out clips of a config
 """
@@ -14,10 +16,11 @@ from ml_collections import config_flags
 
 import sora_jax
 from sora_jax import command
+from sora_jax.evaluation.editing import score_edits
 from sora_jax.evaluation.vae_score import score_vae
 from sora_jax.evaluation.worlds import ATTRIBUTES, score_shapes
 from sora_jax.pipeline import PRETRAINED
-from sora_jax.training.setup import make_source, read_buckets
+from sora_jax.training.clips import make_source, read_buckets
 from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import load_vae
 
@@ -33,7 +36,10 @@ STEPS = flags.DEFINE_integer(
     "steps", None, "Steps of the solver; the model's if left out.", lower_bound=1
 )
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance; the model's if left out.")
-CLIPS = flags.DEFINE_integer("clips", 64, "Clips to reconstruct.", lower_bound=1)
+CLIPS = flags.DEFINE_integer(
+    "clips", None, "Clips to reconstruct (64 if left out), or to edit (50).", lower_bound=1
+)
+TASKS = flags.DEFINE_list("tasks", None, "Tasks of `edits`; all if left out.")
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config of a VAE's run: its clips and buckets.", lock_config=True
 )
@@ -62,13 +68,28 @@ def reconstruction(folder):
     buckets = read_buckets(data)
     source = make_source(data, buckets, held_out=True)
     vae = load_vae(find_model(CHECKPOINT.value or PRETRAINED))
-    scores = score_vae(vae, source, buckets, clips=CLIPS.value, folder=folder)
+    scores = score_vae(vae, source, buckets, clips=CLIPS.value or 64, folder=folder)
     print(f"{'':>14}{'clips':>7}{'PSNR':>9}{'SSIM':>8}")
     for name, row in scores.items():
         print(f"{name:>14}{row['clips']:>7}{row['psnr']:>9.2f}{row['ssim']:>8.3f}")
 
 
-SUITES = {"shapes": shapes, "reconstruction": reconstruction}
+def edits(folder):
+    """Prints the rows of `score_edits`."""
+    chosen = {} if TASKS.value is None else {"tasks": TASKS.value}
+    scores = score_edits(
+        sora_jax.load(CHECKPOINT.value),
+        clips=CLIPS.value or 50,
+        steps=STEPS.value,
+        guidance=GUIDANCE.value,
+        folder=folder,
+        **chosen,
+    )
+    for name, row in scores.items():
+        print(f"{name:>14}  " + "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
+
+
+SUITES = {"shapes": shapes, "edits": edits, "reconstruction": reconstruction}
 
 
 def main(argv):

@@ -25,6 +25,10 @@ from sora_jax.training.state import Batch, Metrics
 from sora_jax.weights.model_folder import Part, save_model
 from sora_jax.weights.parts import init_text
 
+# The first latent frame of a clip is one frame, and that of a window holds four, which the network
+# must see in it: that of a window never has a higher level in training.
+SHOWS_ITS_KIND = 0.7
+
 
 @dataclasses.dataclass(frozen=True)
 class NoiseConfig:
@@ -55,6 +59,14 @@ class NoiseConfig:
                 )
 
 
+def draw_windows(key: jax.Array, latents: jax.Array, frames: int) -> jax.Array:
+    """A window of each clip [B, T, ...] at random, [B, frames, ...], never from its beginning."""
+    starts = jax.random.randint(key, latents.shape[:1], 1, latents.shape[1] - frames + 1)
+    return jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, frames))(
+        latents, starts
+    )
+
+
 @dataclasses.dataclass
 class DiTTask:
     """The task of `sora_jax.training.state.Task` for the transformer.
@@ -67,6 +79,8 @@ class DiTTask:
       dtype: compute dtype.
       noise: distribution of levels.
       patterns: frequency of the conditioning patterns, see `conditioning.PATTERNS`.
+      window: clips of more latent frames are trained as windows of so many from their middle, which
+        is what rolling and extending see; 0 takes every clip whole.
       frozen: {"vae": parameters, "latent_mean", "latent_std"}, and "text" if it is not trained.
       remat: what the backward pass keeps of a block, see `models.dit.REMAT`.
       tokenizer, settings: go into the model folder.
@@ -81,6 +95,7 @@ class DiTTask:
     patterns: Mapping[str, float]
     frozen: dict[str, Any]
     remat: str
+    window: int
     tokenizer: Any
     settings: dict[str, Any]
     start: Any = None
@@ -108,14 +123,19 @@ class DiTTask:
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Loss [B] of each clip, and the mean level [B] of its frames that are not given."""
-        level_key, noise_key, pattern_key = jax.random.split(key, 3)
+        level_key, noise_key, pattern_key, window_key = jax.random.split(key, 4)
         clean = self._latents(frozen, batch)
+        is_window = 0 < self.window < clean.shape[1]
+        if is_window:
+            clean = draw_windows(window_key, clean, self.window)
         b, frames = clean.shape[:2]
         noise_config = self.noise
         t = draw_levels(level_key, b, mean=noise_config.mean, std=noise_config.std)
         shift = self._shift(clean.shape[1:4])
         t = shift_levels(t, shift)
         levels = draw_frame_levels(pattern_key, t, frames, self.patterns, shift)
+        if is_window:
+            levels = levels.at[:, 0].min(SHOWS_ITS_KIND)
         held = levels == 0
         noise = jax.random.normal(noise_key, clean.shape)
         x = add_noise(clean, noise, levels)
@@ -156,10 +176,12 @@ class DiTTask:
             latent_shape = batch["latents"].shape[1:4]
         else:
             latent_shape = self.vae_config.latent_shape(*batch["frames"].shape[1:4])[:3]
+        frames, *sides = latent_shape
+        frames = min(frames, self.window) if self.window else frames
         clips = next(iter(batch.values())).shape[0]
-        tokens = int(np.prod(self.config.grid(latent_shape)))
+        tokens = int(np.prod(self.config.grid((frames, *sides))))
         words = (batch["tokens"] if "tokens" in batch else batch["text"]).shape[1]
-        return 3.0 * clips * flops(self.config, tokens, words, latent_shape[0])
+        return 3.0 * clips * flops(self.config, tokens, words, frames)
 
     def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
         vae = {

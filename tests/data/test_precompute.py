@@ -21,8 +21,8 @@ from sora_jax.data.precompute import precompute
 from sora_jax.data.progress import Progress
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
+from sora_jax.training.clips import make_source
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
-from sora_jax.training.setup import make_source
 
 BUCKETS = ((1, 16, 16), (5, 16, 24))
 
@@ -79,7 +79,7 @@ def task(vae):
     text = TextConfig(vocabulary=8, width=16, layers=1, heads=2, head_width=8, mlp_width=16)
     frozen = {"vae": vae[1], "latent_mean": MEAN, "latent_std": STD}
     noise, patterns = NoiseConfig(), {"none": 0.5, "first_frame": 0.5}
-    return DiTTask(dit, text, VAE, jnp.float32, noise, patterns, frozen, "none", None, {})
+    return DiTTask(dit, text, VAE, jnp.float32, noise, patterns, frozen, "none", 0, None, {})
 
 
 def pairs(config, output, split):

@@ -16,7 +16,7 @@ from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.vae import init_vae
 from sora_jax.sharding import MESH_AXES, make_mesh
-from sora_jax.training import setup
+from sora_jax.training import captions, clips, setup
 from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.optimizer import make_optimizer
@@ -91,7 +91,7 @@ def test_a_discriminator_is_trained_only_where_its_loss_has_a_weight(weight, kin
 
 
 def test_buckets_may_be_lists():
-    buckets = setup.read_buckets(ConfigDict({"buckets": [[1, 64, 96], (5, 64, 64)]}))
+    buckets = clips.read_buckets(ConfigDict({"buckets": [[1, 64, 96], (5, 64, 64)]}))
     assert buckets == [Bucket(1, 64, 96), Bucket(5, 64, 64)]
 
 
@@ -108,7 +108,7 @@ def test_buckets_may_be_lists():
 )
 def test_what_is_no_bucket_is_refused(buckets, message):
     with pytest.raises(ValueError, match=message):
-        setup.read_buckets(ConfigDict({"buckets": buckets}))
+        clips.read_buckets(ConfigDict({"buckets": buckets}))
 
 
 @pytest.mark.parametrize(
@@ -181,16 +181,6 @@ def test_a_transformer_without_its_vae_is_refused(tmp_path):
         setup.make_dit_task(config, tmp_path)
 
 
-def test_a_tokenizer_can_be_given(tmp_path):
-    file = f"{PRETRAINED}/tokenizer.json"
-    task, data = setup.make_dit_task(shipped_dit(**{"init": "", "tokenizer.file": file}), tmp_path)
-    data.loader.close()
-    assert task.tokenizer.vocabulary == Tokenizer.from_file(file).vocabulary
-    missing = shipped_dit(**{"init": "", "tokenizer.file": "nowhere.json"})
-    with pytest.raises(FileNotFoundError, match="no tokenizer at nowhere"):
-        setup.make_dit_task(missing, tmp_path)
-
-
 def test_a_tokenizer_knows_the_words_of_all_buckets():
     """Records of latents lie bucket by bucket: their first are all images, which do not move."""
 
@@ -204,8 +194,8 @@ def test_a_tokenizer_knows_the_words_of_all_buckets():
     config = shapes_dit.get_config()
     config.tokenizer.captions = 100
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_source", lambda *args, **kwargs: BucketByBucket())
-        tokenizer = setup.make_tokenizer(config)
+        patch.setattr(captions, "make_source", lambda *args, **kwargs: BucketByBucket())
+        tokenizer = captions.make_tokenizer(config)
     assert tokenizer.count("something moves leftwards") <= 4
 
 

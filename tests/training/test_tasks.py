@@ -1,5 +1,7 @@
 """The tasks: the same on any mesh, and the VAE and its discriminator against each other."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,9 @@ from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE as VAENetwork
 from sora_jax.models.vae import VAEConfig
 from sora_jax.sharding import make_mesh, tree_shardings
-from sora_jax.training import loop
+from sora_jax.training import dit_task, loop
 from sora_jax.training.adversarial_task import AdversarialTask
-from sora_jax.training.dit_task import DiTTask, NoiseConfig
+from sora_jax.training.dit_task import DiTTask, NoiseConfig, draw_windows
 from sora_jax.training.loop import LoopConfig, evaluate, place_batch, train
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.vae_task import VAETask
@@ -34,7 +36,7 @@ TEXT = TextConfig(16, 16, 2, 2, 8, 32)
 def dit():
     """The transformer with its text encoder, and a batch of latents and tokens."""
     noise, patterns = NoiseConfig(shift=2.0), {"none": 0.5, "first_frame": 0.5}
-    task = DiTTask(DIT, TEXT, VAE, jnp.float32, noise, patterns, {}, "products", None, {})
+    task = DiTTask(DIT, TEXT, VAE, jnp.float32, noise, patterns, {}, "products", 0, None, {})
     rng = np.random.default_rng(0)
     batch = {
         "latents": rng.normal(size=(8, 2, 4, 4, 4)).astype(np.float32),
@@ -62,6 +64,43 @@ def adversarial(vae):
 def test_noise_that_cannot_be_is_refused(name, value):
     with pytest.raises(ValueError, match=f"config.noise.{name}={value} must be positive, such as"):
         NoiseConfig(**{name: value})
+
+
+def test_a_window_lies_anywhere_but_at_the_beginning():
+    latents = np.broadcast_to(np.arange(9.0)[None, :, None], (400, 9, 2))
+    windows = np.asarray(draw_windows(jax.random.key(0), latents, 5))
+    assert windows.shape == (400, 5, 2)
+    assert set(windows[:, 0, 0]) == {1, 2, 3, 4}
+    np.testing.assert_array_equal(np.diff(windows[:, :, 0], axis=1), 1)
+
+
+def test_a_window_shows_what_its_first_latent_frame_is(dit):
+    """Four frames, not one: its level stays low enough to see it. Whole clips begin as noise."""
+    task, _ = dit
+    batch = {
+        "latents": np.zeros((8, 6, 4, 4, 4), np.float32),
+        "tokens": np.ones((8, 6), np.int32),
+    }
+    seen = []
+
+    class Spy:
+        def __init__(self, *_):
+            pass
+
+        def apply(self, params, x, levels, text):
+            seen.append(np.asarray(levels))
+            return x
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dit_task, "DiT", Spy)
+        for window in (0, 3, 6):
+            one = dataclasses.replace(task, window=window, patterns={"none": 1.0})
+            one.loss(nn.unbox(task.init(jax.random.key(0))), {}, batch, jax.random.key(1))
+    whole, cut, fits = seen
+    assert cut.shape == (8, 3) and whole.shape == fits.shape == (8, 6)
+    assert whole[:, 0].max() > 0.8 and cut[:, 1:].max() > 0.8
+    assert cut[:, 0].max() == np.float32(0.7)
+    np.testing.assert_array_equal(whole, fits)
 
 
 def test_statistics_are_those_of_all_held_out_latents(tmp_path, vae):
