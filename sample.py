@@ -12,6 +12,7 @@ python sample.py --prompt=TEXT --video=a.mp4 --video=b.mp4 --connect=1 --output=
 python sample.py --prompt=TEXT --keyframe=0:a.png --keyframe=2:b.png --output=between.mp4
 """
 
+import math
 import os
 import pathlib
 import sys
@@ -23,6 +24,7 @@ from absl import flags
 
 import sora_jax
 from sora_jax import command, video_io
+from sora_jax.diffusion.solvers import SOLVERS
 
 PROMPT = flags.DEFINE_string("prompt", None, "What to show.", required=True)
 OUTPUT = flags.DEFINE_string("output", "video.mp4", "File to write: .mp4, .gif, .webp or .png.")
@@ -36,6 +38,7 @@ FPS = flags.DEFINE_float(
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise: the same seed makes the same video.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "How strongly the prompt is followed.")
+SOLVER = flags.DEFINE_enum("solver", None, sorted(SOLVERS), "The model's if left out.")
 IMAGE = flags.DEFINE_string("image", None, "Image to animate: the first frame.")
 VIDEO = flags.DEFINE_multi_string("video", [], "Video to extend, loop, edit; two to connect.")
 EXTEND = flags.DEFINE_float("extend", None, "Seconds to add after the video; negative: before it.")
@@ -47,7 +50,7 @@ LOOP = flags.DEFINE_string(
 EDIT = flags.DEFINE_float("edit", None, "How much of the video is made anew, 0 to 1 (SDEdit).")
 CONNECT = flags.DEFINE_float("connect", None, "Seconds between the first and the second video.")
 KEYFRAME = flags.DEFINE_multi_string("keyframe", [], "SECONDS:FILE, an image at its time.")
-HINT = flags.DEFINE_float("hint", 0.0, "How far keyframes may be departed from, 0 to 1.")
+HINT = flags.DEFINE_float("hint", None, "How far keyframes may be departed from, 0 to 1.")
 
 FROM_TEXT = "text"  # what --loop alone stands for
 ROLLED = 2  # videos longer than so many of the model's own are made in a rolling window
@@ -103,10 +106,16 @@ def check_inputs():
         raise ValueError(
             f"--{task} takes {needed} --video, not {len(VIDEO.value)}"
             if needed
-            else "--video needs a task: --extend, --loop, --edit or --connect"
+            else "--video needs --extend, --loop, --edit or --connect, each with its number"
         )
+    if HINT.value is not None and task != "keyframe":
+        raise ValueError("--hint is for the images of --keyframe; give one, or leave it out")
+    if FPS.value is not None and not math.isfinite(FPS.value):
+        raise ValueError(f"--fps={FPS.value} is no frame rate")
     if needed and (FRAMES.value is not None or SECONDS.value is not None):
         raise ValueError(f"--frames and --seconds have no use with --{task}; leave them out")
+    if task == "text_loop" and FRAMES.value is not None:
+        raise ValueError("a loop takes its duration from --seconds; leave --frames out")
     makes_video = needed or task == "text_loop"
     if makes_video and pathlib.Path(OUTPUT.value).suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"{OUTPUT.value} holds one image, and --{task} makes a video")
@@ -170,28 +179,33 @@ def run():
     task = check_inputs()
     keyframes = parse_keyframes()
     model = sora_jax.load(CHECKPOINT.value)
-    files = [
-        *VIDEO.value,
-        *([IMAGE.value] if IMAGE.value else []),
-        *(path for _, path in keyframes),
-    ]
+    images = [IMAGE.value] if IMAGE.value is not None else [path for _, path in keyframes]
+    files = [*VIDEO.value, *images]
     size = model.settings.size
     if files:
         size = fit_size(model, video_io.probe(files[0]))
     size = parse_size(SIZE.value, size)
-    frames = parse_frames(model)
+    frames = model.settings.frames if task == "text_loop" else parse_frames(model)
     model.latent_shape(size, frames)
     inputs = [read(path, model, size, image=not VIDEO.value) for path in files]
-    sampling = {"seed": SEED.value, "steps": STEPS.value, "guidance": GUIDANCE.value}
+    sampling = {
+        "seed": SEED.value,
+        "steps": STEPS.value,
+        "guidance": GUIDANCE.value,
+        "solver": SOLVER.value,
+    }
     prompt, seconds = PROMPT.value, frames / model.fps
-    if task is None and frames > ROLLED * model.settings.frames:
+    window = model.vae_config.latent_shape(model.settings.frames, size[1], size[0])[0]
+    if task is None and window > 2 and frames > ROLLED * model.settings.frames:
         task = "long"
         print(f"{frames} frames are made in a window of {model.settings.frames} that rolls along")
     make = {
         None: lambda: model.sample(prompt, size=size, frames=frames, **sampling),
         "image": lambda: sora_jax.animate(model, inputs[0][0], prompt, frames=frames, **sampling),
         "long": lambda: sora_jax.long_video(model, prompt, seconds, size=size, **sampling),
-        "text_loop": lambda: sora_jax.endless_loop(model, prompt, seconds, size=size, **sampling),
+        "text_loop": lambda: sora_jax.endless_loop(
+            model, prompt, SECONDS.value or seconds, size=size, **sampling
+        ),
         "extend": lambda: sora_jax.extend(model, inputs[0], prompt, EXTEND.value, **sampling),
         "loop": lambda: sora_jax.loop(model, inputs[0], prompt, parse_loop(), **sampling),
         "edit": lambda: sora_jax.edit(model, inputs[0], prompt, EDIT.value, **sampling),
@@ -201,7 +215,7 @@ def run():
             {time: image[0] for (time, _), image in zip(keyframes, inputs)},
             prompt,
             frames=frames,
-            strength=HINT.value,
+            strength=HINT.value or 0.0,
             **sampling,
         ),
     }[task]

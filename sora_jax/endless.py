@@ -9,11 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion.conditioning import staircase
+from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.diffusion.solvers import schedule
 from sora_jax.pipeline import Model
+from sora_jax.prompting import check_seconds
 
 # Clean frames that a rolling window keeps behind it, of its T latent frames.
 _KEPT = 1
+# Latent frames of a ring that are decoded before those that count: the decoder's past.
+_WARM = 8
+# Numbers of the tasks, as those of `prompting`, for noise of their own.
+_ROLLING, _RING = 4, 5
 
 
 def long_video(
@@ -36,13 +42,14 @@ def long_video(
       seconds: duration.
       size: (width, height); None for the model's own.
       seed: of the noise.
-      **sampling: steps (of each frame, from noise to clean), guidance, solver of `Model.sample`.
+      **sampling: steps (of each frame from noise to clean, to the nearest number that the stairs
+        divide), guidance, solver of `Model.sample`.
 
     Raises:
       ValueError: a value that the model cannot serve.
     """
     settings = model.settings.override(size=size, **sampling)
-    count = round(seconds * settings.fps)
+    count = round(check_seconds(seconds) * settings.fps)
     if count < 1:
         raise ValueError(f"{seconds} seconds hold no frame at {settings.fps:g} a second; give more")
     shape = model.latent_shape(settings.size, settings.frames)
@@ -52,21 +59,30 @@ def long_video(
             "along; train it on longer ones"
         )
     text = model.read([prompt])
-    latents = _roll(model, text, shape, settings, seed)
+    start = model.noise((seed, _ROLLING, 0), (1, *shape))
+    latents = _roll(model, text, start, settings, seed)
     pieces = itertools.islice(latents, 1 + -(-(count - 1) // model.vae_config.temporal_stride))
     return _trim(model.decode_pieces(pieces), count)
 
 
-def _roll(model: Model, text: jax.Array, shape: tuple, settings: Any, seed: int) -> Iterator:
-    """Clean latents [1, 1, h, w, C], one after the other for ever."""
+def _roll(
+    model: Model,
+    text: jax.Array,
+    start: jax.Array,
+    settings: ModelSettings,
+    seed: int,
+) -> Iterator[jax.Array]:
+    """Clean latents [1, 1, h, w, C], one after the other for ever, from a window of noise."""
+    shape = start.shape[1:]
     frames, shift = shape[0], model.shift(shape)
-    noise = (model.noise((seed + i) % 2**32, (1, *shape)) for i in itertools.count())
+    one = (1, 1, *shape[1:])
+    noise = (model.noise((seed, _ROLLING, i), one) for i in itertools.count(1))
 
     def stairs(count: int, first: float, last: float) -> jax.Array:
         offsets = jnp.linspace(first, last, count + 1)
         return jnp.stack([staircase(frames, _KEPT, offset, shift) for offset in offsets])
 
-    x = model.advance(text, next(noise), stairs(settings.steps, 1.0, 0.0), settings)
+    x = model.advance(text, start, stairs(settings.steps, 1.0, 0.0), settings)
     for i in range(_KEPT):
         yield x[:, i : i + 1]
     height = 1.0 / (frames - _KEPT)
@@ -74,7 +90,7 @@ def _roll(model: Model, text: jax.Array, shape: tuple, settings: Any, seed: int)
     while True:
         x = model.advance(text, x, down, settings)
         yield x[:, _KEPT : _KEPT + 1]
-        x = jnp.concatenate([x[:, 1:], next(noise)[:, :1]], axis=1)
+        x = jnp.concatenate([x[:, 1:], next(noise)], axis=1)
 
 
 def _trim(chunks: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
@@ -98,7 +114,7 @@ def endless_loop(
     """A loop made from a prompt, without a seam: uint8 [F, H, W, 3].
 
     Time is a ring: every step of the solver sees it cut open at another latent frame, and the
-    decoder goes round once before the frames that count.
+    decoder goes round before the frames that count.
 
     Args:
       prompt: what to show.
@@ -112,7 +128,7 @@ def endless_loop(
     """
     settings = model.settings.override(size=size, **sampling)
     stride = model.vae_config.temporal_stride
-    count = round(seconds * settings.fps / stride)
+    count = round(check_seconds(seconds) * settings.fps / stride)
     if count < 2:
         raise ValueError(
             f"{seconds} seconds hold {count} latent frames of {stride / settings.fps:.3g} s; a "
@@ -120,7 +136,8 @@ def endless_loop(
         )
     shape = model.latent_shape(settings.size, 1 + (count - 1) * stride)
     levels = schedule(settings.steps, model.shift(shape))
-    noise = model.noise(seed, (1, *shape))
+    noise = model.noise((seed, _RING), (1, *shape))
     latents = model.advance(model.read([prompt]), noise, levels, settings, circular=True)
-    frames = np.concatenate(list(model.decode(jnp.tile(latents, (1, 2, 1, 1, 1)))), axis=1)
+    rounds = 1 + -(-_WARM // count)
+    frames = np.concatenate(list(model.decode(jnp.tile(latents, (1, rounds, 1, 1, 1)))), axis=1)
     return frames[0, -count * stride :]

@@ -1,6 +1,7 @@
 """A model as a whole: from a prompt to latents to frames."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -26,6 +27,9 @@ PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 # Latents this much larger are decoded in chunks of frames, so that memory does not grow with time.
 WHOLE_DECODE = 40_000
 CHUNK_FRAMES = 4
+
+# A seed, or a seed and numbers that tell apart what is drawn by it, such as a task and a window.
+Seed = int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Model:
         *,
         size: tuple[int, int] | None = None,
         frames: int | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         steps: int | None = None,
         guidance: float | None = None,
         solver: str | None = None,
@@ -142,15 +146,17 @@ class Model:
         tokens = int(np.prod(self.dit_config.grid(latent_shape[:3])))
         return token_shift(tokens, base=self.settings.shift, base_tokens=self.settings.shift_tokens)
 
-    def noise(self, seed: int, shape: tuple[int, ...]) -> jax.Array:
+    def noise(self, seed: Seed, shape: tuple[int, ...]) -> jax.Array:
         """Standard normal noise.
 
         Raises:
           ValueError: a seed out of range.
         """
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed} is out of range; use 0 to {2**32 - 1}")
-        return jax.random.normal(jax.random.key(seed), shape)
+        first, *folded = seed if isinstance(seed, tuple) else (seed,)
+        if not 0 <= first < 2**32:
+            raise ValueError(f"seed {first} is out of range; use 0 to {2**32 - 1}")
+        key = functools.reduce(jax.random.fold_in, folded, jax.random.key(first))
+        return jax.random.normal(key, shape)
 
     def read(self, prompts: list[str]) -> jax.Array:
         """Text features [2 B, L, D] of the prompts and, for guidance, of as many empty ones.
@@ -160,7 +166,11 @@ class Model:
         """
         if not prompts:
             raise ValueError("there is no prompt in the list; give at least one, '' for any video")
-        tokens = np.stack([self._tokens(text) for text in [*prompts, *("" for _ in prompts)]])
+        length = self.settings.text_length
+        for text in prompts:
+            self.tokenizer.check_length(text, length)
+        texts = [*prompts, *("" for _ in prompts)]
+        tokens = np.stack([self.tokenizer.encode(text, length) for text in texts])
         return generation.read(self.params["text"], tokens, config=self.text_config)
 
     def advance(
@@ -195,15 +205,6 @@ class Model:
                 self.dit_config, SOLVERS[settings.solver], settings.latent_limit, circular
             ),
         )
-
-    def _tokens(self, text: str) -> np.ndarray:
-        limit = self.settings.text_length
-        count = self.tokenizer.count(text)
-        if count > limit:
-            raise ValueError(
-                f"the prompt takes {count} tokens, and the model reads {limit}; shorten it"
-            )
-        return self.tokenizer.encode(text, limit)
 
     def encode(self, frames: np.ndarray) -> jax.Array:
         """Normalised latents [B, T, h, w, C] of frames uint8 [B, F, H, W, 3]."""

@@ -5,8 +5,8 @@ Each is a choice of latents that are given, and where; one model and one sampler
 How frames and latent frames meet. The VAE is causal: latent frame 0 is frame 0 alone, and latent
 frame j holds frames 4j - 3 to 4j and knows what came before. A clip that is given at the beginning
 is encoded as it is. One that is given later (a suffix, a keyframe) has no past that could be known
-before sampling, so it is encoded after its own first frame, standing still for `_STILL` frames, and
-begins a latent frame of its own: no latent frame mixes frames that are given with frames that are
+before sampling, so it is encoded after its own first frame standing still for a while, and begins a
+latent frame of its own: no latent frame mixes frames that are given with frames that are
 made. The frames of a given video are returned as they came, never as the VAE would show them.
 """
 
@@ -20,10 +20,14 @@ import numpy as np
 from sora_jax.diffusion.conditioning import Given
 from sora_jax.pipeline import Model
 
-# Latent frames of stillness before a clip that is given later than the first frame. With two,
-# its first latent frame is 0.13 standard deviations from what its true past would have made of it
-# (shipped VAE), with one 0.18, with none 0.32.
+# Latent frames of stillness, after the single first one, before a clip that is given later. With
+# two, its first latent frame is 0.13 standard deviations from what its true past would have made
+# of it (shipped VAE), with one 0.18, with none 0.32.
 _STILL = 2
+_DAY = 24 * 3600
+# Numbers of the tasks that draw noise by windows, so that none has another's or that of a clip
+# with the same seed.
+_FORWARDS, _BACKWARDS, _BETWEEN = 1, 2, 3
 
 
 def animate(
@@ -37,6 +41,8 @@ def animate(
       **sampling: frames, seed, steps, guidance, solver of `Model.sample`.
     """
     _check_frames(model, image[None], "the image")
+    if sampling.get("frames") == 1:
+        raise ValueError("a video of one frame is the image itself; ask for more frames")
     first = Given(model.encode(image[None, None])[0], 0)
     clip = model.sample(prompt, size=_size(image), given=[first], **sampling)
     clip[..., 0, :, :, :] = image
@@ -61,7 +67,7 @@ def extend(
       video: uint8 [F, H, W, 3] at the model's frame rate.
       prompt: what happens.
       seconds: how much to add.
-      seed: of the first window; window i has seed + i.
+      seed: of the noise; each window has its own.
       **sampling: steps, guidance, solver of `Model.sample`.
 
     Returns:
@@ -71,7 +77,7 @@ def extend(
       ValueError: nothing to add, or a video that is too short to go on from.
     """
     _check_frames(model, video, "the video")
-    count = round(abs(seconds) * model.fps)
+    count = round(abs(check_seconds(seconds)) * model.fps)
     if count < 1:
         raise ValueError(
             f"{seconds} seconds are less than a frame of {1 / model.fps:.3g} seconds; give more"
@@ -134,7 +140,8 @@ def edit(
     """A video made anew from its own noised latents (SDEdit, arXiv 2108.01073).
 
     Args:
-      video: uint8 [F, H, W, 3] at the model's frame rate, of any length.
+      video: uint8 [F, H, W, 3] at the model's frame rate, which is made anew in one pass: best
+        about as long as the model's own.
       prompt: what is to be seen.
       strength: 0 gives the video as the VAE shows it, 1 takes nothing from it; or one number a
         frame, of which each latent frame takes the mean of its own.
@@ -196,7 +203,7 @@ def from_keyframes(
     for time, image in sorted(keyframes.items()):
         _check_frames(model, image[None], f"the keyframe at {time} s")
         _check_same_size(first, image)
-        frame = round(time * model.fps)
+        frame = round(check_seconds(time) * model.fps)
         if not 0 <= frame < frames:
             raise ValueError(
                 f"the keyframe at {time} s lies outside the video of {frames / model.fps:.3g} s: "
@@ -213,6 +220,17 @@ def from_keyframes(
         latents = model.encode(image[None, None])[0] if start == 0 else _inside(model, still)
         given.append(Given(latents, start, strength))
     return model.sample(prompt, size=_size(first), frames=frames, given=given, **sampling)
+
+
+def check_seconds(seconds: float) -> float:
+    """The duration, if it is one: a number of at most a day.
+
+    Raises:
+      ValueError: infinite, not a number, or longer than that.
+    """
+    if not abs(seconds) <= _DAY:
+        raise ValueError(f"{seconds} seconds are out of range; use up to {_DAY}")
+    return seconds
 
 
 def _size(frames: np.ndarray) -> tuple[int, int]:
@@ -301,7 +319,7 @@ def _forwards(
             prompt,
             size=size,
             frames=_frames(model, length),
-            seed=seed + step,
+            seed=(seed, _FORWARDS, step),
             given=[Given(latents[-context:], 0)],
             **sampling,
         )[0]
@@ -331,7 +349,7 @@ def _backwards(
             prompt,
             size=size,
             frames=_frames(model, length),
-            seed=seed + step,
+            seed=(seed, _BACKWARDS, step),
             given=[Given(latents[:context], length - context)],
             **sampling,
         )[0]
@@ -358,30 +376,27 @@ def _passage(
     _check_same_size(first, second)
     stride = model.vae_config.temporal_stride
     length, context = _window(model)
-    count = round(seconds * model.fps / stride)
+    count = round(check_seconds(seconds) * model.fps / stride)
     if count < 1:
         raise ValueError(
             f"{seconds} seconds hold no latent frame of {stride / model.fps:.3g} s; give more"
         )
-    middle = min(count, length - 2)
-    head = min(context, length - middle - 1)
-    tail = min(context, length - middle - head)
-    if middle == count:
-        before = latents = _tail(model, first, head, "the first video")
-    else:
-        before = _tail(model, first, context, "the first video")
+    # Both ends show how they move, the first by all of its context.
+    middle = min(count, length - context - 1)
+    tail = min(context, length - context - middle)
+    before = latents = _tail(model, first, context, "the first video")
+    if count > middle:
         extra = (count - middle) * stride
         latents = _forwards(model, before, prompt, extra, _size(first), seed, sampling)
-        latents = latents[: len(before) + count - middle]
-        seed += -(-extra // ((length - context) * stride))
+        latents = latents[: context + count - middle]
     after = _head(model, second, tail, "the second video")
     made = model.sample_latents(
         prompt,
         size=_size(first),
-        frames=_frames(model, head + middle + tail),
-        seed=seed,
-        given=[Given(latents[-head:], 0), Given(after, head + middle)],
+        frames=_frames(model, context + middle + tail),
+        seed=(seed, _BETWEEN),
+        given=[Given(latents[-context:], 0), Given(after, context + middle)],
         **sampling,
     )[0]
-    latents = jnp.concatenate([latents, made[head : head + middle]])
+    latents = jnp.concatenate([latents, made[context : context + middle]])
     return _decode(model, latents, skip=_frames(model, len(before)))

@@ -60,6 +60,11 @@ def test_a_window_never_sees_a_frame_at_a_level_that_it_has_not(model, monkeypat
     assert all(0.5 < x[:, -1].std() < 1.5 for x, _ in calls)
 
 
+def test_a_seed_out_of_range_is_refused_at_once(model):
+    with pytest.raises(ValueError, match="seed -1 is out of range"):
+        sora_jax.long_video(model, PROMPT, 2.0, seed=-1)
+
+
 def test_rolling_on_compiles_nothing(model):
     np.concatenate(list(sora_jax.long_video(model, PROMPT, 2.0)))
     before = generation.generate._cache_size(), generation.decode._cache_size()
@@ -74,9 +79,32 @@ def test_a_loop_from_text_has_whole_latent_frames(model, latents):
     assert loop.std() > 5
 
 
+def test_a_loop_is_solved_as_a_ring_and_decoded_after_a_round(model, monkeypatch):
+    latents = np.random.default_rng(0).normal(size=(1, 8, 2, 4, 4)).astype(np.float32)
+    asked = []
+
+    def advance(self, text, x, levels, settings, **options):
+        asked.append(options)
+        return latents
+
+    monkeypatch.setattr(type(model), "advance", advance)
+    loop = sora_jax.endless_loop(model, PROMPT, 4.0)
+    assert asked == [{"circular": True}]
+
+    def rounds(count):
+        """The last of so many rounds, but the frames that the first lacks."""
+        frames = np.concatenate(list(model.decode(np.tile(latents, (1, count, 1, 1, 1)))), axis=1)
+        return frames[0, -29:].astype(int)
+
+    once, ring = np.abs(rounds(1) - rounds(5)).mean(), np.abs(loop[-29:] - rounds(5)).mean()
+    assert ring < 0.25 * once
+
+
 @pytest.mark.parametrize(
     ("task", "seconds", "message"),
     [
+        ("long_video", float("inf"), "inf seconds are out of range; use up to 86400"),
+        ("endless_loop", float("nan"), "nan seconds are out of range"),
         ("long_video", 0.01, "0.01 seconds hold no frame at 8 a second"),
         ("endless_loop", 0.5, "0.5 seconds hold 1 latent frames of 0.5 s; .* at least two"),
     ],

@@ -22,7 +22,7 @@ ARROWS = {
     "weights": {"models"},
     "generation": {"models", "diffusion"},
     "pipeline": {"models", "diffusion", "generation", "language", "weights"},
-    "endless": {"diffusion", "pipeline"},
+    "endless": {"diffusion", "pipeline", "prompting"},
     "prompting": {"diffusion", "pipeline"},
     "evaluation": {
         *("buckets", "data", "models", "pipeline", "prompting", "endless", "video_io", "weights"),

@@ -87,7 +87,7 @@ class AlwaysEnd:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self.count = tokenizer.count
+        self.check_length = tokenizer.check_length
 
     def encode(self, text, length):
         return self.tokenizer.encode(text or "blue up", length)

@@ -117,11 +117,67 @@ def test_keyframes_appear_at_their_times(model):
     assert len(clip) == FRAMES
     first = through_vae(model, images[0.0][None])[0]
     np.testing.assert_allclose(clip[0], first.astype(int), atol=1)
-    # The second is frame 12, the last of latent frame 3, whose latents are those of a still.
-    latents = model.sample_latents(PROMPT, size=SIZE)
     rough = sora_jax.from_keyframes(model, images, PROMPT, strength=0.5)
     assert distance(rough[0], first) > 1
-    assert latents.shape[1] == 5
+
+
+@pytest.mark.parametrize(("seconds", "latent"), [(0.0, 0), (0.125, 1), (0.5, 1), (1.5, 3), (2, 4)])
+def test_a_keyframe_lies_in_the_latent_frame_of_its_time(model, seconds, latent):
+    """Frame i is in latent frame ceil(i / 4), and the latents there are those of a still."""
+    image = frames(1)[0]
+    given = []
+
+    def sample(self, prompt, **options):
+        given.extend(options["given"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "sample", sample)
+        sora_jax.from_keyframes(model, {seconds: image}, PROMPT)
+    (piece,) = given
+    assert (piece.start, piece.strength) == (latent, 0.0)
+    still = model.encode(np.repeat(image[None, None], 17, axis=1))[0]
+    expected = still[:1] if latent == 0 else still[3:4]
+    np.testing.assert_allclose(piece.latents, expected, atol=1e-4)
+
+
+def test_what_is_made_lies_right_beside_what_is_given(model):
+    """A sampler that knows the true latents of a longer video gives back its frames, in place."""
+    whole = frames(29)
+    truth = np.asarray(model.encode(whole[None])[0])
+    shown = through_vae(model, whole)
+
+    def recall(self, prompt, *, given, **_):
+        """The five latent frames that begin with, or end in, what is given."""
+        (piece,) = given
+        count = len(piece.latents)
+        error = [np.abs(truth[i : i + count] - piece.latents).mean() for i in range(9 - count - 1)]
+        start = int(np.argmin(error)) - piece.start
+        return truth[None, start : start + 5]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "sample_latents", recall)
+        # The last five frames of a video that begins it are its two first latent frames.
+        after = sora_jax.extend(model, whole[:5], PROMPT, 3.0)
+    np.testing.assert_allclose(after[5:], shown[5:29].astype(int), atol=2)
+
+
+def test_windows_and_tasks_have_noise_of_their_own(model, monkeypatch):
+    drawn = []
+    noise = type(model).noise
+
+    def record(self, seed, shape):
+        drawn.append(np.asarray(noise(self, seed, shape)))
+        return noise(self, seed, shape)
+
+    monkeypatch.setattr(type(model), "noise", record)
+    model.sample_latents(PROMPT, size=SIZE)
+    for seed in (0, 1):
+        sora_jax.extend(model, frames(12), PROMPT, 3.0, seed=seed)
+        sora_jax.extend(model, frames(12), PROMPT, -2.0, seed=seed)
+        sora_jax.connect(model, frames(9), frames(9, seed=1), PROMPT, 1.0, seed=seed)
+    pieces = [x.ravel()[:64] for x in drawn]
+    assert len(pieces) == 1 + 2 * (2 + 2 + 1)
+    assert len({piece.tobytes() for piece in pieces}) == len(pieces)
 
 
 def test_a_windows_program_serves_every_task_of_its_length(model):
@@ -146,6 +202,9 @@ def test_a_model_of_very_short_clips_cannot_go_on(tmp_path):
         ("animate", (frames(1)[0] / 255, PROMPT), "the image is float64; give uint8"),
         ("animate", (np.zeros((16, 40, 3), np.uint8), PROMPT), "width 40 .* nearest are 32 and 48"),
         ("extend", (frames(9)[..., :1], PROMPT, 1.0), r"shape \(9, 16, 32, 1\); it must be"),
+        ("extend", (frames(9), PROMPT, float("inf")), "inf seconds are out of range"),
+        ("connect", (frames(9), frames(9), PROMPT, float("nan")), "nan seconds are out of range"),
+        ("from_keyframes", ({float("inf"): frames(1)[0]}, PROMPT), "inf seconds"),
         ("extend", (frames(9), PROMPT, 0.01), "less than a frame of 0.125 seconds"),
         ("extend", (frames(4), PROMPT, 1.0), "has 4 frames, and going on from its end takes 5"),
         ("extend", (frames(7), PROMPT, -1.0), "has 7 frames, and leading up .* takes 8"),

@@ -16,7 +16,7 @@ import numpy as np
 
 from sora_jax.diffusion.flow import shift_levels
 
-# The highest ceiling of a rough hint in training: above it, little of a frame is left.
+# The highest strength of a rough hint in training: above it, little of a frame is left.
 _SOFT = 0.5
 
 
@@ -120,8 +120,8 @@ def _soft_hint(key: jax.Array, frames: int) -> jax.Array:
     return jnp.maximum(chosen, jax.random.uniform(level, maxval=_SOFT))
 
 
-# Ceilings of the frames of one clip, float32 [T], of at least two.
-CEILINGS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
+# Strengths of the frames of one clip, float32 [T], of at least two: see `Given`.
+STRENGTHS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "none": _none,
     "first_frame": _first_frame,
     "prefix": _prefix,
@@ -130,7 +130,7 @@ CEILINGS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "keyframes": _keyframes,
     "soft_hint": _soft_hint,
 }
-PATTERNS = (*CEILINGS, "staircase")
+PATTERNS = (*STRENGTHS, "staircase")
 
 
 def staircase(frames: int, kept: int | jax.Array, offset: jax.Array, shift: float) -> jax.Array:
@@ -160,6 +160,17 @@ def _draw_staircase(key: jax.Array, frames: int, shift: float) -> jax.Array:
     return staircase(frames, kept, offset, shift)
 
 
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raises ValueError for an unknown pattern, or weights that are no frequencies."""
+    unknown = sorted(set(weights) - set(PATTERNS))
+    if unknown:
+        raise ValueError(f"conditioning pattern {unknown[0]!r} is unknown; known are {PATTERNS}")
+    if not (all(0 <= w < float("inf") for w in weights.values()) and sum(weights.values()) > 0):
+        raise ValueError(
+            f"conditioning weights {dict(weights)} must not be negative, and have a positive sum"
+        )
+
+
 def draw_frame_levels(
     key: jax.Array, t: jax.Array, frames: int, weights: Mapping[str, float], shift: float
 ) -> jax.Array:
@@ -170,21 +181,15 @@ def draw_frame_levels(
       t: the clips' levels [B], which no frame exceeds except in a staircase.
       frames: T. In images (T = 1) nothing is given: there would be nothing left to learn.
       weights: relative frequency of the patterns in PATTERNS.
-      shift: of the schedule, for the staircase.
+      shift: of the schedule.
 
     Raises:
       ValueError: an unknown pattern or no positive weight.
     """
-    unknown = sorted(set(weights) - set(PATTERNS))
-    if unknown:
-        raise ValueError(f"conditioning pattern {unknown[0]!r} is unknown; known are {PATTERNS}")
-    total = sum(weights.values())
-    if total <= 0 or min(weights.values()) < 0:
-        raise ValueError(
-            f"conditioning weights {dict(weights)} must not be negative, and have a positive sum"
-        )
+    check_weights(weights)
     if frames == 1:
         return t[:, None]
+    total = sum(weights.values())
     names = [name for name, weight in weights.items() if weight > 0]
     shares = jnp.array([weights[name] / total for name in names])
 
@@ -193,7 +198,7 @@ def draw_frame_levels(
         every = [
             _draw_staircase(inside, frames, shift)
             if name == "staircase"
-            else jnp.minimum(t, CEILINGS[name](inside, frames))
+            else jnp.minimum(t, shift_levels(STRENGTHS[name](inside, frames), shift))
             for name in names
         ]
         return jnp.stack(every)[jax.random.choice(choice, len(names), p=shares)]

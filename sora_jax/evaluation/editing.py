@@ -224,16 +224,17 @@ def score_edits(
                 for strength, row in some.items():
                     rows.setdefault(f"edit {strength}", []).append(row)
             elif task == "connect":
-                # The next clip of the same size, round and round.
-                other = examples[(i + len(SHAPES)) % clips]
-                if other.frames.shape != example.frames.shape:
-                    other = examples[i % len(SHAPES)]
+                other = _another(examples, i)
+                if other is None:
+                    continue
                 row, video = connect(model, example, other, i, **sampling)
                 rows.setdefault(task, []).append(row)
             else:
                 row, video = TASKS[task](model, example, i, **sampling)
                 rows.setdefault(task, []).append(row)
             videos.append(video)
+        if not videos:
+            raise ValueError(f"{clips} clips hold no two of one size and two colours; use more")
         for name, every in rows.items():
             result[name] = {
                 key: float(
@@ -250,6 +251,17 @@ def score_edits(
     if folder is not None:
         (folder / "edits.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _another(examples: Sequence[Example], i: int) -> Example | None:
+    """A clip of the same size and another colour, from half-way round the list on."""
+    count = len(examples)
+    for step in range(count):
+        other = examples[(i + count // 2 + step) % count]
+        same_size = other.frames.shape == examples[i].frames.shape
+        if same_size and other.scene.sprites[0].colour != examples[i].scene.sprites[0].colour:
+            return other
+    return None
 
 
 def _sheet(videos: Sequence[np.ndarray]) -> np.ndarray:

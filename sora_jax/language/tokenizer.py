@@ -88,6 +88,15 @@ class Tokenizer:
         """How many tokens the whole text takes, its end token included."""
         return len(self._ids(text)) + 1
 
+    def check_length(self, text: str, length: int) -> None:
+        """Raises ValueError for a prompt that `encode` would cut."""
+        count = self.count(text)
+        if count > length:
+            raise ValueError(
+                f"the prompt takes {count} tokens, and the model reads {length}; shorten it: "
+                f"{text[:60]!r}"
+            )
+
     def encode(self, text: str, length: int) -> np.ndarray:
         """The text's ids, the end token, then zeros: int32 [length].
 

@@ -13,6 +13,7 @@ from sora_jax.models.text import TextConfig
 from sora_jax.training.clips import make_source, read_buckets
 from sora_jax.training.frozen import TextParts, load_text_encoder
 from sora_jax.training.resume import keep_tokenizer
+from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.settings import from_settings
 
 
@@ -35,7 +36,7 @@ def make_text(config: ConfigDict, workdir: pathlib.Path) -> TextParts:
     if config.text_encoder:
         return load_text_encoder(config.text_encoder)
     if config.init:
-        make = functools.partial(Tokenizer.from_file, f"{config.init}/tokenizer.json")
+        make = functools.partial(Tokenizer.from_file, find_model(config.init) / "tokenizer.json")
     else:
         make = functools.partial(make_tokenizer, config)
     tokenizer = keep_tokenizer(workdir, make)

@@ -34,11 +34,7 @@ def sampling_settings(
         width, height = settings.size
         dit.grid(vae.latent_shape(settings.frames, height, width)[:3])
         for prompt in prompts:
-            if tokenizer.count(prompt) > settings.text_length:
-                raise ValueError(
-                    f"the prompt {prompt!r} takes {tokenizer.count(prompt)} tokens, and the model "
-                    f"reads config.tokenizer.length={settings.text_length}"
-                )
+            tokenizer.check_length(prompt, settings.text_length)
     except (TypeError, ValueError) as error:
         raise ValueError(f"config.sampling: {error}") from error
     return settings

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sora_jax.data.identity import check_vae
+from sora_jax.diffusion.conditioning import check_weights
 from sora_jax.models.dit import REMAT, DiTConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.adversarial_task import AdversarialTask
@@ -49,12 +50,15 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask | AdversarialTask, Data]:
 def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, Data]:
     """The transformer, its text encoder and its clips or latents; `workdir` is the run's."""
     option(config, "remat", REMAT)
-    if config.window < 0 or config.window == 1:
-        raise ValueError(
-            f"config.window={config.window} must be at least 2 latent frames, or 0 for none"
-        )
+    check_weights(dict(config.patterns))
     buckets = read_buckets(config.data)
     vae = load_vae(config.vae)
+    longest = max(vae.config.latent_shape(b.frames, b.height, b.width)[0] for b in buckets)
+    if config.window and not 1 < config.window < longest:
+        raise ValueError(
+            f"config.window={config.window} must be at least 2 latent frames and less than those "
+            f"of the longest bucket, {longest}; 0 takes every clip whole"
+        )
     keep_vae(workdir, config.vae)
     if config.data.latents:
         check_vae(config.data.latents, config.vae)

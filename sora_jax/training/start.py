@@ -1,7 +1,6 @@
 """Where a run begins: with parameters that are drawn, or with those of a model folder."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from flax import linen as nn
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
+from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import load_dit, load_text, load_vae
 
 
@@ -27,20 +27,20 @@ def begin(drawn: Any, start: Any) -> Any:
 
 
 def start_of_vae(folder: str, config: VAEConfig) -> Any:
-    """Parameters of the VAE of a model folder, to train on; None if no folder is given.
+    """Parameters of the VAE of a model or work folder, to train on; None if none is given.
 
     Raises:
       FileNotFoundError, ValueError: missing, damaged, or of another configuration.
     """
     if not folder:
         return None
-    vae = load_vae(pathlib.Path(folder))
+    vae = load_vae(find_model(folder))
     _check_same(folder, "VAE", "vae", vae.config, config)
     return vae.params
 
 
 def start_of_dit(folder: str, config: DiTConfig, text_config: TextConfig | None) -> Any:
-    """Parameters {"dit", "text"} of a model folder, to train on; None if no folder is given.
+    """Parameters {"dit", "text"} of a model or work folder, to train on; None if none is given.
 
     Args:
       folder: model folder.
@@ -52,11 +52,11 @@ def start_of_dit(folder: str, config: DiTConfig, text_config: TextConfig | None)
     """
     if not folder:
         return None
-    found, params = load_dit(pathlib.Path(folder))
+    found, params = load_dit(find_model(folder))
     _check_same(folder, "transformer", "dit", found, config)
     start = {"dit": params}
     if text_config is not None:
-        found, start["text"] = load_text(pathlib.Path(folder))
+        found, start["text"] = load_text(find_model(folder))
         _check_same(folder, "text encoder", "text", found, text_config)
     return start
 

@@ -122,7 +122,7 @@ def test_what_is_no_bucket_is_refused(buckets, message):
         ({"sampling.solver": "dpm"}, "config.sampling: solver 'dpm' is unknown; use one of"),
         ({"sampling.size": (32, 20)}, "config.sampling: .*20"),
         ({"sampling.frames": 6}, "config.sampling: .*6 frames"),
-        ({"sampling.prompts": (50 * "circle ",)}, "config.sampling: the prompt .*length=16"),
+        ({"sampling.prompts": (50 * "circle ",)}, "config.sampling: the prompt takes .* reads 16"),
         ({"sampling": ConfigDict({"prompts": ()})}, "config.sampling: ModelSettings needs"),
     ],
 )
