@@ -37,6 +37,8 @@ def get_config():
     config.optimizer.warmup_steps = 500
     config.optimizer.decay_share = 0.4
     config.sampling.guidance = 2.0
+    config.sampling.steps = 20
+    config.sampling.solver = "euler"
     config.sampling.size = (112, 64)
     config.sampling.prompts = (
         "a plump purple bird hops on a branch",

@@ -96,9 +96,9 @@ def get_config(stage="clips"):
     config.optimizer.clip = 1.0
 
     config.sampling = ConfigDict()
-    config.sampling.steps = 20
+    config.sampling.steps = 12
     config.sampling.guidance = 4.5
-    config.sampling.solver = "euler"
+    config.sampling.solver = "heun"
     config.sampling.latent_limit = 6.0
     config.sampling.size = (96, 64)
     config.sampling.frames = 17
