@@ -25,7 +25,8 @@ ARROWS = {
     "endless": {"diffusion", "pipeline", "prompting"},
     "prompting": {"diffusion", "pipeline"},
     "evaluation": {
-        *("buckets", "data", "models", "pipeline", "prompting", "endless", "video_io", "weights"),
+        *("buckets", "data", "diffusion", "models", "pipeline", "prompting", "endless", "weights"),
+        "video_io",
     },
     "training": {
         *("models", "diffusion", "data", "sharding", "language", "weights", "evaluation"),

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 import sora_jax
 from sora_jax import command
+from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.evaluation.editing import score_edits
 from sora_jax.evaluation.vae_score import score_vae
 from sora_jax.evaluation.worlds import ATTRIBUTES, score_shapes
@@ -35,6 +36,7 @@ SEEDS = flags.DEFINE_integer("seeds", 2, "Samples of each combination.", lower_b
 STEPS = flags.DEFINE_integer(
     "steps", None, "Steps of the solver; the model's if left out.", lower_bound=1
 )
+SOLVER = flags.DEFINE_enum("solver", None, sorted(SOLVERS), "The model's if left out.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance; the model's if left out.")
 CLIPS = flags.DEFINE_integer(
     "clips", None, "Clips to reconstruct (64 if left out), or to edit (50).", lower_bound=1
@@ -53,6 +55,7 @@ def shapes(folder):
         seeds=SEEDS.value,
         steps=STEPS.value,
         guidance=GUIDANCE.value,
+        solver=SOLVER.value,
         folder=folder,
     )
     print("".join(f"{name:>11}" for name in ("", *ATTRIBUTES)))
@@ -82,6 +85,7 @@ def edits(folder):
         clips=CLIPS.value or 50,
         steps=STEPS.value,
         guidance=GUIDANCE.value,
+        solver=SOLVER.value,
         folder=folder,
         **chosen,
     )

@@ -53,7 +53,8 @@ def score_shapes(
       seeds: samples of each.
       batch: prompts sampled together.
       kinds: shapes of the samples.
-      folder: gets a moving picture of the first samples of each kind and the scores as json.
+      folder: gets a moving picture of eight samples of each kind, spread evenly, and the scores as
+        json.
       **sampling: goes to `Model.sample`.
 
     Returns:
@@ -69,6 +70,7 @@ def score_shapes(
         scenes = [place(rng, bucket, [c]) for c in chosen for _ in range(seeds)]
         prompts = [captions(scene, rng)["detailed"] for scene in scenes]
         right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
+        pictured = sorted({i * len(prompts) // 8 for i in range(8)})
         shown = []
         for start in range(0, len(prompts), batch):
             some = prompts[start : start + batch]
@@ -84,8 +86,7 @@ def score_shapes(
                 found = verify.check(clip, scene)
                 for name in ATTRIBUTES:
                     right[name].append(bool(found[name]))
-            if start == 0:
-                shown = clips[:8]
+            shown += [clips[i - start] for i in pictured if start <= i < start + len(some)]
             logger.info(
                 "%s: %d of %d, %.0f %% right",
                 kind.name,
