@@ -134,16 +134,14 @@ def parse_loop():
 
 def fit_size(model, info):
     """The size on the model's grid that is closest to a file's shape, with the default's area."""
-    unit = [model.vae_config.spatial_stride * patch for patch in model.dit_config.patch[:0:-1]]
     area = model.settings.size[0] * model.settings.size[1]
     factor = (area / (info.width * info.height)) ** 0.5
-    sides = zip((info.width, info.height), unit)
+    sides = zip((info.width, info.height), model.grid_unit)
     return tuple(max(1, round(side * factor / step)) * step for side, step in sides)
 
 
-def read(path, model, size, *, image):
-    """Frames of a file at the model's rate and the given size; says what it did to them."""
-    info = video_io.probe(path)
+def read(path, info, model, size, *, image):
+    """Frames of a probed file at the model's rate and the given size; says what it did to them."""
     if image and not info.is_image:
         raise ValueError(f"{path} is a video; give a png or jpg")
     if info.is_image and not image:
@@ -181,13 +179,14 @@ def run():
     model = sora_jax.load(CHECKPOINT.value)
     images = [IMAGE.value] if IMAGE.value is not None else [path for _, path in keyframes]
     files = [*VIDEO.value, *images]
-    size = model.settings.size
-    if files:
-        size = fit_size(model, video_io.probe(files[0]))
+    probed = [video_io.probe(path) for path in files]
+    size = fit_size(model, probed[0]) if probed else model.settings.size
     size = parse_size(SIZE.value, size)
     frames = model.settings.frames if task == "text_loop" else parse_frames(model)
     model.latent_shape(size, frames)
-    inputs = [read(path, model, size, image=not VIDEO.value) for path in files]
+    inputs = [
+        read(path, info, model, size, image=not VIDEO.value) for path, info in zip(files, probed)
+    ]
     sampling = {
         "seed": SEED.value,
         "steps": STEPS.value,
@@ -195,8 +194,7 @@ def run():
         "solver": SOLVER.value,
     }
     prompt, seconds = PROMPT.value, frames / model.fps
-    window = model.vae_config.latent_shape(model.settings.frames, size[1], size[0])[0]
-    if task is None and window > 2 and frames > ROLLED * model.settings.frames:
+    if task is None and model.latent_frames > 2 and frames > ROLLED * model.settings.frames:
         task = "long"
         print(f"{frames} frames are made in a window of {model.settings.frames} that rolls along")
     make = {

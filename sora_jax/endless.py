@@ -12,14 +12,12 @@ from sora_jax.diffusion.conditioning import staircase
 from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.diffusion.solvers import schedule
 from sora_jax.pipeline import Model
-from sora_jax.prompting import check_seconds
+from sora_jax.windows import RING, ROLLING, check_seconds, window_length
 
 # Clean frames that a rolling window keeps behind it, of its T latent frames.
 _KEPT = 1
 # Latent frames of a ring that are decoded before those that count: the decoder's past.
 _WARM = 8
-# Numbers of the tasks, as those of `prompting`, for noise of their own.
-_ROLLING, _RING = 4, 5
 
 
 def long_video(
@@ -53,13 +51,9 @@ def long_video(
     if count < 1:
         raise ValueError(f"{seconds} seconds hold no frame at {settings.fps:g} a second; give more")
     shape = model.latent_shape(settings.size, settings.frames)
-    if shape[0] < 2 + _KEPT:
-        raise ValueError(
-            f"the model makes {settings.frames} frames, {shape[0]} latent frames: too few to roll "
-            "along; train it on longer ones"
-        )
+    window_length(model, "roll along")
     text = model.read([prompt])
-    start = model.noise((seed, _ROLLING, 0), (1, *shape))
+    start = model.noise((seed, ROLLING, 0), (1, *shape))
     latents = _roll(model, text, start, settings, seed)
     pieces = itertools.islice(latents, 1 + -(-(count - 1) // model.vae_config.temporal_stride))
     return _trim(model.decode_pieces(pieces), count)
@@ -76,7 +70,7 @@ def _roll(
     shape = start.shape[1:]
     frames, shift = shape[0], model.shift(shape)
     one = (1, 1, *shape[1:])
-    noise = (model.noise((seed, _ROLLING, i), one) for i in itertools.count(1))
+    noise = (model.noise((seed, ROLLING, i), one) for i in itertools.count(1))
 
     def stairs(count: int, first: float, last: float) -> jax.Array:
         offsets = jnp.linspace(first, last, count + 1)
@@ -136,8 +130,8 @@ def endless_loop(
         )
     shape = model.latent_shape(settings.size, 1 + (count - 1) * stride)
     levels = schedule(settings.steps, model.shift(shape))
-    noise = model.noise((seed, _RING), (1, *shape))
+    noise = model.noise((seed, RING), (1, *shape))
     latents = model.advance(model.read([prompt]), noise, levels, settings, circular=True)
     rounds = 1 + -(-_WARM // count)
-    frames = np.concatenate(list(model.decode(jnp.tile(latents, (1, rounds, 1, 1, 1)))), axis=1)
+    frames = model.to_frames(jnp.tile(latents, (1, rounds, 1, 1, 1)))
     return frames[0, -count * stride :]

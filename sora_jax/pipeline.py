@@ -57,6 +57,18 @@ class Model:
     def fps(self) -> float:
         return self.settings.fps
 
+    @property
+    def grid_unit(self) -> tuple[int, int]:
+        """What width and height of a clip must be multiples of, in pixels."""
+        _, rows, columns = self.dit_config.patch
+        stride = self.vae_config.spatial_stride
+        return stride * columns, stride * rows
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of the clips that it makes unless told otherwise."""
+        return self.latent_shape(self.settings.size, self.settings.frames)[0]
+
     def latent_shape(self, size: tuple[int, int], frames: int) -> tuple[int, int, int, int]:
         """[T, h, w, C] of a clip of `size` (width, height).
 
@@ -64,8 +76,7 @@ class Model:
           ValueError: a size or length that the grid cannot hold; the message names the nearest.
         """
         width, height = size
-        for name, side, patch in zip(("width", "height"), size, self.dit_config.patch[:0:-1]):
-            unit = self.vae_config.spatial_stride * patch
+        for name, side, unit in zip(("width", "height"), size, self.grid_unit):
             if side < unit or side % unit:
                 low = max(unit, side // unit * unit)
                 raise ValueError(
@@ -111,7 +122,7 @@ class Model:
             solver=solver,
             given=given,
         )
-        video = np.concatenate(list(self.decode(latents)), axis=1)
+        video = self.to_frames(latents)
         return video[0] if isinstance(prompt, str) else video
 
     def sample_latents(
@@ -191,8 +202,6 @@ class Model:
           x, levels, known, ceilings, circular: see `diffusion.solvers.solve`.
           settings: guidance and solver.
         """
-        if ceilings is None:
-            known, ceilings = jnp.zeros_like(x), jnp.ones(x.shape[:2])
         return generation.generate(
             self.params["dit"],
             text,
@@ -211,6 +220,10 @@ class Model:
         self.vae_config.latent_shape(*frames.shape[1:4])
         mean, std = self.latent_mean, self.latent_std
         return generation.encode(self.vae_config, self.params["vae"], frames, mean, std)
+
+    def to_frames(self, latents: jax.Array) -> np.ndarray:
+        """All frames of normalised latents at once, uint8 [B, F, H, W, 3]."""
+        return np.concatenate(list(self.decode(latents)), axis=1)
 
     def decode(self, latents: jax.Array) -> Iterator[np.ndarray]:
         """Frames of normalised latents, uint8 [B, f, H, W, 3] chunk by chunk in order."""

@@ -13,21 +13,19 @@ made. The frames of a given video are returned as they came, never as the VAE wo
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion.conditioning import Given
 from sora_jax.pipeline import Model
-
-# Latent frames of stillness, after the single first one, before a clip that is given later. With
-# two, its first latent frame is 0.13 standard deviations from what its true past would have made
-# of it (shipped VAE), with one 0.18, with none 0.32.
-_STILL = 2
-_DAY = 24 * 3600
-# Numbers of the tasks that draw noise by windows, so that none has another's or that of a clip
-# with the same seed.
-_FORWARDS, _BACKWARDS, _BETWEEN = 1, 2, 3
+from sora_jax.windows import (
+    Windows,
+    check_seconds,
+    encode_head,
+    encode_inside,
+    encode_tail,
+    frames_of,
+)
 
 
 def animate(
@@ -82,16 +80,15 @@ def extend(
         raise ValueError(
             f"{seconds} seconds are less than a frame of {1 / model.fps:.3g} seconds; give more"
         )
-    _, context = _window(model)
+    windows = Windows(model, prompt, _size(video), seed, sampling)
+    context = windows.context
     if seconds > 0:
-        kept = _tail(model, video, context, "the video")
-        latents = _forwards(model, kept, prompt, count, _size(video), seed, sampling)
-        made = _decode(model, latents, skip=_frames(model, len(kept)))[:count]
-        return np.concatenate([video, made])
-    kept = _head(model, video, context, "the video")
-    latents = _backwards(model, kept, prompt, count, _size(video), seed, sampling)
-    made = _decode(model, latents, skip=0)[-count:]
-    return np.concatenate([made, video])
+        kept = encode_tail(model, video, context, "the video")
+        made = model.to_frames(windows.forwards(kept, count)[None])[0]
+        return np.concatenate([video, made[frames_of(model, context) :][:count]])
+    kept = encode_head(model, video, context, "the video")
+    made = model.to_frames(windows.backwards(kept, count)[None])[0]
+    return np.concatenate([made[-count:], video])
 
 
 def connect(
@@ -217,30 +214,14 @@ def from_keyframes(
             )
         times[start] = time
         still = np.repeat(image[None], stride, axis=0)
-        latents = model.encode(image[None, None])[0] if start == 0 else _inside(model, still)
+        latents = model.encode(image[None, None])[0] if start == 0 else encode_inside(model, still)
         given.append(Given(latents, start, strength))
     return model.sample(prompt, size=_size(first), frames=frames, given=given, **sampling)
-
-
-def check_seconds(seconds: float) -> float:
-    """The duration, if it is one: a number of at most a day.
-
-    Raises:
-      ValueError: infinite, not a number, or longer than that.
-    """
-    if not abs(seconds) <= _DAY:
-        raise ValueError(f"{seconds} seconds are out of range; use up to {_DAY}")
-    return seconds
 
 
 def _size(frames: np.ndarray) -> tuple[int, int]:
     """(width, height) of frames [..., H, W, 3]."""
     return frames.shape[-2], frames.shape[-3]
-
-
-def _frames(model: Model, latent_frames: int) -> int:
-    """Frames of a clip of that many latent frames."""
-    return 1 + (latent_frames - 1) * model.vae_config.temporal_stride
 
 
 def _check_frames(model: Model, frames: np.ndarray, name: str) -> None:
@@ -256,106 +237,6 @@ def _check_same_size(first: np.ndarray, second: np.ndarray) -> None:
         raise ValueError(
             f"sizes {_size(first)} and {_size(second)} (width, height) differ: resize one of them"
         )
-
-
-def _window(model: Model) -> tuple[int, int]:
-    """Latent frames of a window, and how many of them it takes from its neighbour: about half."""
-    length = model.latent_shape(model.settings.size, model.settings.frames)[0]
-    if length < 3:
-        raise ValueError(
-            f"the model makes {model.settings.frames} frames, {length} latent frames: too few to "
-            "go on from one clip to another; train it on longer ones"
-        )
-    return length, length // 2
-
-
-def _tail(model: Model, video: np.ndarray, context: int, name: str) -> jax.Array:
-    """Latents of the end of a video, as the `context` first latent frames of a clip."""
-    count = _frames(model, context)
-    if len(video) < count:
-        raise ValueError(
-            f"{name} has {len(video)} frames, and going on from its end takes {count}: give a "
-            "longer one, or animate an image"
-        )
-    return model.encode(video[None, len(video) - count :])[0]
-
-
-def _head(model: Model, video: np.ndarray, context: int, name: str) -> jax.Array:
-    """Latents of the beginning of a video, as the `context` last latent frames of a clip."""
-    count = context * model.vae_config.temporal_stride
-    if len(video) < count:
-        raise ValueError(
-            f"{name} has {len(video)} frames, and leading up to its beginning takes {count}: give "
-            "a longer one"
-        )
-    return _inside(model, video[:count])
-
-
-def _inside(model: Model, frames: np.ndarray) -> jax.Array:
-    """Latents of frames that do not begin their clip, a multiple of the temporal stride."""
-    still = np.repeat(frames[:1], _frames(model, 1 + _STILL), axis=0)
-    return model.encode(np.concatenate([still, frames])[None])[0, 1 + _STILL :]
-
-
-def _decode(model: Model, latents: jax.Array, skip: int) -> np.ndarray:
-    """Frames of latents [T, h, w, C] but the first `skip`."""
-    return np.concatenate(list(model.decode(latents[None])), axis=1)[0, skip:]
-
-
-def _forwards(
-    model: Model,
-    kept: jax.Array,
-    prompt: str,
-    count: int,
-    size: tuple[int, int],
-    seed: int,
-    sampling: Mapping[str, Any],
-) -> jax.Array:
-    """`kept` and the latents of at least `count` frames after it."""
-    length, context = _window(model)
-    latents = kept
-    for step in range(-(-count // ((length - context) * model.vae_config.temporal_stride))):
-        made = model.sample_latents(
-            prompt,
-            size=size,
-            frames=_frames(model, length),
-            seed=(seed, _FORWARDS, step),
-            given=[Given(latents[-context:], 0)],
-            **sampling,
-        )[0]
-        latents = jnp.concatenate([latents, made[context:]])
-    return latents
-
-
-def _backwards(
-    model: Model,
-    kept: jax.Array,
-    prompt: str,
-    count: int,
-    size: tuple[int, int],
-    seed: int,
-    sampling: Mapping[str, Any],
-) -> jax.Array:
-    """Latents of at least `count` frames that lead up to `kept`.
-
-    The first latent frame of a window is a single frame, and only the earliest window may begin
-    with one: the others leave theirs out.
-    """
-    length, context = _window(model)
-    latents = kept
-    windows = -(-(count - 1) // ((length - context - 1) * model.vae_config.temporal_stride))
-    for step in range(max(1, windows)):
-        made = model.sample_latents(
-            prompt,
-            size=size,
-            frames=_frames(model, length),
-            seed=(seed, _BACKWARDS, step),
-            given=[Given(latents[:context], length - context)],
-            **sampling,
-        )[0]
-        first, rest = made[:1], made[1 : length - context]
-        latents = jnp.concatenate([rest, latents])
-    return jnp.concatenate([first, latents[: len(latents) - len(kept)]])
 
 
 def _passage(
@@ -375,7 +256,8 @@ def _passage(
     _check_frames(model, second, "the second video")
     _check_same_size(first, second)
     stride = model.vae_config.temporal_stride
-    length, context = _window(model)
+    windows = Windows(model, prompt, _size(first), seed, sampling)
+    length, context = windows.length, windows.context
     count = round(check_seconds(seconds) * model.fps / stride)
     if count < 1:
         raise ValueError(
@@ -384,19 +266,10 @@ def _passage(
     # Both ends show how they move, the first by all of its context.
     middle = min(count, length - context - 1)
     tail = min(context, length - context - middle)
-    before = latents = _tail(model, first, context, "the first video")
+    latents = encode_tail(model, first, context, "the first video")
     if count > middle:
-        extra = (count - middle) * stride
-        latents = _forwards(model, before, prompt, extra, _size(first), seed, sampling)
-        latents = latents[: context + count - middle]
-    after = _head(model, second, tail, "the second video")
-    made = model.sample_latents(
-        prompt,
-        size=_size(first),
-        frames=_frames(model, context + middle + tail),
-        seed=(seed, _BETWEEN),
-        given=[Given(latents[-context:], 0), Given(after, context + middle)],
-        **sampling,
-    )[0]
-    latents = jnp.concatenate([latents, made[context : context + middle]])
-    return _decode(model, latents, skip=_frames(model, len(before)))
+        latents = windows.forwards(latents, (count - middle) * stride)[: context + count - middle]
+    after = encode_head(model, second, tail, "the second video")
+    passage = windows.between(latents[-context:], after, middle)
+    frames = model.to_frames(jnp.concatenate([latents, passage])[None])[0]
+    return frames[frames_of(model, context) :]

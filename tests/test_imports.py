@@ -22,8 +22,9 @@ ARROWS = {
     "weights": {"models"},
     "generation": {"models", "diffusion"},
     "pipeline": {"models", "diffusion", "generation", "language", "weights"},
-    "endless": {"diffusion", "pipeline", "prompting"},
-    "prompting": {"diffusion", "pipeline"},
+    "endless": {"diffusion", "pipeline", "windows"},
+    "windows": {"diffusion", "pipeline"},
+    "prompting": {"diffusion", "pipeline", "windows"},
     "evaluation": {
         *("buckets", "data", "diffusion", "models", "pipeline", "prompting", "endless", "weights"),
         "video_io",

@@ -26,6 +26,7 @@ from sora_jax.data.worlds.shapes import (
     render,
 )
 from sora_jax.evaluation.reconstruction import psnr
+from sora_jax.models.pixels import to_float
 from sora_jax.pipeline import Model
 from sora_jax.video_io import write
 
@@ -76,23 +77,25 @@ def _right(frames: np.ndarray, scene: Scene) -> Scores:
     return {name: float(found[name]) for name in ("colour", "shape", "direction", "all")}
 
 
+def _extend(model: Model, example: Example, seconds: float, **sampling: Any) -> tuple:
+    video = prompting.extend(model, example.frames, example.prompt, seconds, **sampling)
+    count = len(example.frames)
+    new = len(video) - count
+    old, made, seam = (
+        (video[:count], video[count:], count) if seconds > 0 else (video[new:], video[:new], new)
+    )
+    kept = bool((old == example.frames).all())
+    return {"kept": kept, "jump": jump(video, seam), **_right(made, example.scene)}, video
+
+
 def extend_forwards(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
     """Scores of what comes after a clip, and the video."""
-    count = len(example.frames)
-    video = prompting.extend(model, example.frames, example.prompt, SECONDS, seed=seed, **sampling)
-    kept = bool((video[:count] == example.frames).all())
-    scores = {"kept": kept, "jump": jump(video, count), **_right(video[count:], example.scene)}
-    return scores, video
+    return _extend(model, example, SECONDS, seed=seed, **sampling)
 
 
 def extend_backwards(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
     """Scores of what comes before a clip, and the video."""
-    count = len(example.frames)
-    video = prompting.extend(model, example.frames, example.prompt, -SECONDS, seed=seed, **sampling)
-    new = len(video) - count
-    kept = bool((video[new:] == example.frames).all())
-    scores = {"kept": kept, "jump": jump(video, new), **_right(video[:new], example.scene)}
-    return scores, video
+    return _extend(model, example, -SECONDS, seed=seed, **sampling)
 
 
 def loop(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
@@ -131,7 +134,7 @@ def keyframes(model: Model, example: Example, seed: int, **sampling: Any) -> tup
     given = {i / model.fps: example.frames[i] for i in (0, last)}
     video = prompting.from_keyframes(model, given, example.prompt, seed=seed, **sampling)
     at = [0, last]
-    pair = (frames[at].astype(np.float32) / 127.5 - 1 for frames in (video, example.frames))
+    pair = (to_float(frames[at]) for frames in (video, example.frames))
     return {"psnr": float(np.mean(psnr(*pair))), **_right(video, example.scene)}, video
 
 
@@ -175,14 +178,14 @@ def edit(
     new = colours[(colours.index(old.colour) + 2) % len(colours)]
     wanted = [dataclasses.replace(old, colour=new)]
     prompt = example.prompt.replace(old.colour, new)
-    truth = example.frames.astype(np.float32) / 127.5 - 1
+    truth = to_float(example.frames)
     rows, videos = {}, []
     for strength in STRENGTHS:
         video = prompting.edit(model, example.frames, prompt, strength, seed=seed, **sampling)
         videos.append(video)
         found = verify.check(video, wanted)
         rows[strength] = {
-            "psnr": float(np.mean(psnr(video.astype(np.float32) / 127.5 - 1, truth))),
+            "psnr": float(np.mean(psnr(to_float(video), truth))),
             "new_colour": float(found["colour"]),
             "shape": float(found["shape"]),
             "direction": float(found["direction"]),

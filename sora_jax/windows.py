@@ -1,0 +1,158 @@
+"""Clips made window by window, in latents: onwards from one, up to one, and between two."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.diffusion.conditioning import Given
+from sora_jax.pipeline import Model
+
+# Latent frames of stillness, after the single first one, before a clip that is given later. With
+# two, its first latent frame is 0.13 standard deviations from what its true past would have made
+# of it (shipped VAE), with one 0.18, with none 0.32.
+_STILL = 2
+_DAY = 24 * 3600
+# Numbers of the tasks that draw noise of their own, so that none has another's or that of a clip
+# with the same seed.
+_FORWARDS, _BACKWARDS, _BETWEEN = 1, 2, 3
+ROLLING, RING = 4, 5
+
+
+def check_seconds(seconds: float) -> float:
+    """The duration, if it is one: a number of at most a day.
+
+    Raises:
+      ValueError: infinite, not a number, or longer than that.
+    """
+    if not abs(seconds) <= _DAY:
+        raise ValueError(f"{seconds} seconds are out of range; use up to {_DAY}")
+    return seconds
+
+
+def window_length(model: Model, purpose: str) -> int:
+    """Latent frames of a window, those of the model's own clips.
+
+    Raises:
+      ValueError: fewer than the three that every use of windows takes.
+    """
+    length = model.latent_frames
+    if length < 3:
+        raise ValueError(
+            f"the model makes {model.settings.frames} frames, {length} latent frames: too few to "
+            f"{purpose}; train it on longer ones"
+        )
+    return length
+
+
+def frames_of(model: Model, latent_frames: int) -> int:
+    """Frames of a clip of that many latent frames."""
+    return 1 + (latent_frames - 1) * model.vae_config.temporal_stride
+
+
+def encode_tail(model: Model, video: np.ndarray, context: int, name: str) -> jax.Array:
+    """Latents of the end of a video, as the `context` first latent frames of a clip.
+
+    Raises:
+      ValueError: a video that is too short; `name` is what the message calls it.
+    """
+    count = frames_of(model, context)
+    if len(video) < count:
+        raise ValueError(
+            f"{name} has {len(video)} frames, and going on from its end takes {count}: give a "
+            "longer one, or animate an image"
+        )
+    return model.encode(video[None, len(video) - count :])[0]
+
+
+def encode_head(model: Model, video: np.ndarray, context: int, name: str) -> jax.Array:
+    """Latents of the beginning of a video, as the `context` last latent frames of a clip.
+
+    Raises:
+      ValueError: a video that is too short; `name` is what the message calls it.
+    """
+    count = context * model.vae_config.temporal_stride
+    if len(video) < count:
+        raise ValueError(
+            f"{name} has {len(video)} frames, and leading up to its beginning takes {count}: give "
+            "a longer one"
+        )
+    return encode_inside(model, video[:count])
+
+
+def encode_inside(model: Model, frames: np.ndarray) -> jax.Array:
+    """Latents of frames that do not begin their clip, a multiple of the temporal stride."""
+    still = np.repeat(frames[:1], frames_of(model, 1 + _STILL), axis=0)
+    return model.encode(np.concatenate([still, frames])[None])[0, 1 + _STILL :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """What the windows of one video share.
+
+    Attributes:
+      model, prompt, size, seed: as of `Model.sample`; each window has noise of its own.
+      sampling: steps, guidance, solver of `Model.sample`.
+    """
+
+    model: Model
+    prompt: str
+    size: tuple[int, int]
+    seed: int
+    sampling: Mapping[str, Any]
+
+    @property
+    def length(self) -> int:
+        """Latent frames of a window."""
+        return window_length(self.model, "go on from one clip to another")
+
+    @property
+    def context(self) -> int:
+        """Latent frames that a window takes from its neighbour: about half."""
+        return self.length // 2
+
+    def forwards(self, kept: jax.Array, count: int) -> jax.Array:
+        """`kept` and the latents of at least `count` frames after it, [T, h, w, C]."""
+        latents = kept
+        for step in range(self._needed(count, self.length - self.context)):
+            given = [Given(latents[-self.context :], 0)]
+            made = self._sample(self.length, given, _FORWARDS, step)
+            latents = jnp.concatenate([latents, made[self.context :]])
+        return latents
+
+    def backwards(self, kept: jax.Array, count: int) -> jax.Array:
+        """Latents of at least `count` frames that lead up to `kept`.
+
+        The first latent frame of a window is a single frame, and only the earliest window may
+        begin with one: the others leave theirs out.
+        """
+        latents = kept
+        free = self.length - self.context
+        for step in range(max(1, self._needed(count - 1, free - 1))):
+            given = [Given(latents[: self.context], free)]
+            made = self._sample(self.length, given, _BACKWARDS, step)
+            latents = jnp.concatenate([made[1:free], latents])
+        return jnp.concatenate([made[:1], latents[: len(latents) - len(kept)]])
+
+    def between(self, before: jax.Array, after: jax.Array, middle: int) -> jax.Array:
+        """The `middle` latent frames from `before` to `after`, in one window."""
+        end = len(before) + middle
+        given = [Given(before, 0), Given(after, end)]
+        return self._sample(end + len(after), given, _BETWEEN)[len(before) : end]
+
+    def _needed(self, count: int, latent_frames: int) -> int:
+        """Windows that hold `count` frames, with so many new latent frames each."""
+        return -(-count // (latent_frames * self.model.vae_config.temporal_stride))
+
+    def _sample(self, length: int, given: Sequence[Given], *numbers: int) -> jax.Array:
+        return self.model.sample_latents(
+            self.prompt,
+            size=self.size,
+            frames=frames_of(self.model, length),
+            seed=(self.seed, *numbers),
+            given=given,
+            **self.sampling,
+        )[0]
