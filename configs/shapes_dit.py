@@ -1,7 +1,8 @@
 """The small text-to-video transformer that ships: moving shapes, with its text encoder.
 
 After `configs/shapes_vae.py`, images and clips of 5 frames first: they cost a fraction of a long
-clip and teach colours, shapes, backgrounds and directions as well. Then 17 and 33 frames:
+clip and teach colours, shapes, backgrounds and directions as well. Then 17 and 33 frames. Then the
+patterns of prompting with images and videos, in clips and in windows from inside of longer ones:
 
     python -m sora_jax.data.precompute --config=configs/shapes_dit.py:short \
         --output=data/shapes_short
@@ -10,7 +11,12 @@ clip and teach colours, shapes, backgrounds and directions as well. Then 17 and 
     python -m sora_jax.data.precompute --config=configs/shapes_dit.py --output=data/shapes_clips
     python train.py --config=configs/shapes_dit.py --workdir=runs/shapes_dit \
         --config.data.latents=data/shapes_clips --config.init=runs/shapes_short/model
-    python -m sora_jax.weights export --checkpoint=runs/shapes_dit --output=sora_jax/pretrained
+    python -m sora_jax.data.precompute --config=configs/shapes_dit.py:prompting \
+        --output=data/shapes_prompting
+    python train.py --config=configs/shapes_dit.py:prompting --workdir=runs/shapes_prompting \
+        --config.data.latents=data/shapes_prompting --config.init=runs/shapes_dit/model
+    python -m sora_jax.weights export --checkpoint=runs/shapes_prompting \
+        --output=sora_jax/pretrained
 
 docs/shapes.md has times and scores. A run that began with long clips, in batches this small and at
 the rates of the short ones, lost its text: the GELU between the text encoder and the transformer
@@ -19,10 +25,12 @@ fell to zero before the text had a clear gradient.
 
 from ml_collections import ConfigDict
 
+STAGES = ("short", "clips", "prompting")
+
 
 def get_config(stage="clips"):
-    if stage not in ("short", "clips"):
-        raise ValueError(f"shapes_dit.py has no stage {stage!r}; use 'short' or 'clips'")
+    if stage not in STAGES:
+        raise ValueError(f"shapes_dit.py has no stage {stage!r}; use one of {STAGES}")
     config = ConfigDict()
     config.task = "dit"
     config.seed = 0
@@ -53,6 +61,10 @@ def get_config(stage="clips"):
         config.data.clips = 40_000
         config.data.token_budget = 64 * 32
         config.data.most_clips = 64
+    if stage == "prompting":
+        config.data.buckets = (*config.data.buckets[:6], (33, 64, 64), (33, 64, 96), (33, 96, 64))
+        config.data.bucket_weights = (0.07, 0.035, 0.035, 0.14, 0.13, 0.13, 0.16, 0.15, 0.15)
+        config.data.token_budget = 12 * 160
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.1
     config.data.workers = 0
@@ -85,6 +97,11 @@ def get_config(stage="clips"):
     config.noise.floor = 0.3
     config.patterns = ConfigDict({"none": 0.8, "first_frame": 0.2})
     config.window = 0  # latent frames; longer clips are trained as windows from their middle
+    if stage == "prompting":
+        config.patterns = ConfigDict({"none": 0.43, "first_frame": 0.1, "prefix": 0.09})
+        config.patterns.update({"suffix": 0.09, "both_ends": 0.07, "keyframes": 0.06})
+        config.patterns.update({"soft_hint": 0.04, "hidden": 0.04, "staircase": 0.08})
+        config.window = 5
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1.2e-3 if stage == "short" else 1e-3
@@ -110,7 +127,7 @@ def get_config(stage="clips"):
     )
 
     config.loop = ConfigDict()
-    config.loop.steps = 4000 if stage == "short" else 19_000
+    config.loop.steps = {"short": 4000, "clips": 19_000, "prompting": 8000}[stage]
     config.loop.ema_decay = 0.999
     config.loop.log_every = 50
     config.loop.evaluate_every = 1000

@@ -111,13 +111,18 @@ def _keyframes(key: jax.Array, frames: int) -> jax.Array:
     return jnp.where(given, 0.0, 1.0).at[free].set(1.0).at[kept].set(0.0)
 
 
-def _soft_hint(key: jax.Array, frames: int) -> jax.Array:
-    """A beginning, an end or keyframes, given roughly."""
-    choice, which, level = jax.random.split(key, 3)
+def _some(key: jax.Array, frames: int) -> jax.Array:
+    """A beginning, an end or keyframes."""
+    choice, which = jax.random.split(key)
     patterns = (_prefix, _suffix, _keyframes)
     every = jnp.stack([pattern(which, frames) for pattern in patterns])
-    chosen = every[jax.random.randint(choice, (), 0, len(patterns))]
-    return jnp.maximum(chosen, jax.random.uniform(level, maxval=_SOFT))
+    return every[jax.random.randint(choice, (), 0, len(patterns))]
+
+
+def _soft_hint(key: jax.Array, frames: int) -> jax.Array:
+    """A beginning, an end or keyframes, given roughly."""
+    which, level = jax.random.split(key)
+    return jnp.maximum(_some(which, frames), jax.random.uniform(level, maxval=_SOFT))
 
 
 # Strengths of the frames of one clip, float32 [T], of at least two: see `Given`.
@@ -130,7 +135,7 @@ STRENGTHS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "keyframes": _keyframes,
     "soft_hint": _soft_hint,
 }
-PATTERNS = (*STRENGTHS, "staircase")
+PATTERNS = (*STRENGTHS, "hidden", "staircase")
 
 
 def staircase(frames: int, kept: int | jax.Array, offset: jax.Array, shift: float) -> jax.Array:
@@ -160,6 +165,15 @@ def _draw_staircase(key: jax.Array, frames: int, shift: float) -> jax.Array:
     return staircase(frames, kept, offset, shift)
 
 
+def _draw_hidden(key: jax.Array, t: jax.Array, frames: int) -> jax.Array:
+    """Some frames are pure noise, whatever the level of the others.
+
+    What the model makes of the others then owes nothing to those frames, which is what guidance by
+    given frames compares with (arXiv 2502.06764).
+    """
+    return jnp.where(_some(key, frames) == 0, 1.0, t)
+
+
 def check_weights(weights: Mapping[str, float]) -> None:
     """Raises ValueError for an unknown pattern, or weights that are no frequencies."""
     unknown = sorted(set(weights) - set(PATTERNS))
@@ -178,7 +192,7 @@ def draw_frame_levels(
 
     Args:
       key: random key.
-      t: the clips' levels [B], which no frame exceeds except in a staircase.
+      t: the clips' levels [B], which frames exceed only if hidden or in a staircase.
       frames: T. In images (T = 1) nothing is given: there would be nothing left to learn.
       weights: relative frequency of the patterns in PATTERNS.
       shift: of the schedule.
@@ -193,14 +207,16 @@ def draw_frame_levels(
     names = [name for name, weight in weights.items() if weight > 0]
     shares = jnp.array([weights[name] / total for name in names])
 
+    def levels(name: str, key: jax.Array, t: jax.Array) -> jax.Array:
+        if name == "staircase":
+            return _draw_staircase(key, frames, shift)
+        if name == "hidden":
+            return _draw_hidden(key, t, frames)
+        return jnp.minimum(t, shift_levels(STRENGTHS[name](key, frames), shift))
+
     def one(key: jax.Array, t: jax.Array) -> jax.Array:
         choice, inside = jax.random.split(key)
-        every = [
-            _draw_staircase(inside, frames, shift)
-            if name == "staircase"
-            else jnp.minimum(t, shift_levels(STRENGTHS[name](inside, frames), shift))
-            for name in names
-        ]
+        every = [levels(name, inside, t) for name in names]
         return jnp.stack(every)[jax.random.choice(choice, len(names), p=shares)]
 
     return jax.vmap(one)(jax.random.split(key, t.shape[0]), t)

@@ -35,7 +35,7 @@ def is_run(given):
 
 
 @pytest.mark.parametrize("frames", [2, 3, FRAMES, 9])
-@pytest.mark.parametrize("name", sorted(set(PATTERNS) - {"staircase", "soft_hint"}))
+@pytest.mark.parametrize("name", sorted(set(PATTERNS) - {"staircase", "soft_hint", "hidden"}))
 def test_a_frame_is_given_or_at_its_clips_level(name, frames):
     t, levels = draw({name: 1.0}, frames=frames)
     given = levels == 0
@@ -66,6 +66,14 @@ def test_soft_hints_stay_below_the_level_of_the_rest():
     assert np.nanmin(ceilings) < 0.05 and highest - 0.05 < np.nanmax(ceilings) <= highest + 1e-6
     # All of a clip's hints are equally rough.
     np.testing.assert_array_equal(np.nanmin(ceilings, axis=1), np.nanmax(ceilings, axis=1))
+
+
+def test_hidden_frames_are_noise_and_the_rest_at_its_clips_level():
+    t, levels = draw({"hidden": 1.0})
+    hidden = levels == 1
+    np.testing.assert_array_equal(levels, np.where(hidden, 1, t[:, None]))
+    assert set(hidden[:-1].sum(axis=1)) == set(range(1, FRAMES))
+    assert (hidden.mean(axis=0) > 0.1).all()
 
 
 def test_stairs_rise_with_time_and_reach_every_stage():
