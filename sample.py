@@ -136,8 +136,8 @@ def fit_size(model, info):
     """The size on the model's grid that is closest to a file's shape, with the default's area."""
     area = model.settings.size[0] * model.settings.size[1]
     factor = (area / (info.width * info.height)) ** 0.5
-    sides = zip((info.width, info.height), model.grid_unit)
-    return tuple(max(1, round(side * factor / step)) * step for side, step in sides)
+    step = model.vae_config.spatial_stride
+    return tuple(max(1, round(side * factor / step)) * step for side in (info.width, info.height))
 
 
 def read(path, info, model, size, *, image):

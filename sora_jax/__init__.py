@@ -16,6 +16,7 @@ import numpy as np
 # this package too, and have no use for jax.
 _HOMES = {
     "Model": ("sora_jax.pipeline", "Model"),
+    "Guidance": ("sora_jax.diffusion.guidance", "Guidance"),
     "load": ("sora_jax.pipeline", "load"),
     "animate": ("sora_jax.prompting", "animate"),
     "extend": ("sora_jax.prompting", "extend"),

@@ -2,17 +2,23 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sora_jax.diffusion.flow import clean_from_velocity
-from sora_jax.diffusion.solvers import Step, guide, limit_range, solve
-from sora_jax.models.dit import DiT, DiTConfig
+from sora_jax.diffusion.flow import clean_from_velocity, expand
+from sora_jax.diffusion.guidance import Scales, Told, guide, is_inside, restore_spread
+from sora_jax.diffusion.solvers import Step, limit_range, solve
+from sora_jax.models.dit import DiT, DiTConfig, Text, TextReader
 from sora_jax.models.pixels import to_uint8
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAE, VAEConfig, encode_frames
+
+# Bytes of one block's activations up to which all that guidance asks goes through the network as
+# one batch. Beyond it memory counts more, and batches are large enough to be fast one by one.
+_AT_ONCE = 2**28
 
 encode = jax.jit(encode_frames, static_argnums=0)
 
@@ -38,12 +44,18 @@ class Program:
       dit: sizes of the transformer.
       step: one step of the solver.
       limit: of clean predictions, standard deviations.
+      told: what the network is asked with, see `diffusion.guidance.tellings`.
+      interval: whether guidance acts on a part of the path only.
+      rescale: whether guided predictions are rescaled.
       circular: see `diffusion.solvers.solve`.
     """
 
     dit: DiTConfig
     step: Step
     limit: float
+    told: tuple[Told, ...]
+    interval: bool = False
+    rescale: bool = False
     circular: bool = False
 
 
@@ -55,7 +67,8 @@ def generate(
     levels: jax.Array,
     known: jax.Array | None,
     ceilings: jax.Array | None,
-    guidance: jax.Array,
+    hidden: jax.Array | None,
+    scales: Scales,
     *,
     program: Program,
 ) -> jax.Array:
@@ -66,18 +79,46 @@ def generate(
       text: features [2 B, L, D], of the prompts and then as many of the empty prompt.
       x: [B, T, h, w, C] at the first levels.
       levels, known, ceilings: see `diffusion.solvers.solve`.
-      guidance: scale of classifier-free guidance.
+      hidden: noise shaped like x, which the network sees in place of the frames that are given
+        when it is not told of them; None if it always is.
+      scales: of guidance.
       program: what to compile.
     """
-    batch = x.shape[0]
+    batch, told = x.shape[0], program.told
+    text = TextReader(program.dit).apply({"params": params["text_reader"]}, text)
+    prompted, empty = Text(*(v[:, :batch] for v in text)), Text(*(v[:, batch:] for v in text))
+    texts = [prompted if one.prompt else empty for one in told]
+    together = _fit_together(program, len(told), x)
+    texts = jax.tree.map(lambda *v: jnp.concatenate(v, 1) if together else jnp.stack(v), *texts)
+
+    def network(x: jax.Array, t: jax.Array, text: Text) -> jax.Array:
+        y = DiT(program.dit).apply({"params": params}, x, t, text)
+        return clean_from_velocity(x, y, t) if program.dit.prediction == "velocity" else y
+
+    def without_guidance(x: jax.Array, t: jax.Array) -> jax.Array:
+        return network(x, t, prompted)
+
+    def with_guidance(x: jax.Array, t: jax.Array) -> jax.Array:
+        seen = [(x, t) if one.frames else _hide(x, t, ceilings, hidden) for one in told]
+        xs, ts = (jnp.stack(every) for every in zip(*seen))
+        if together:
+            flat = (v.reshape(-1, *v.shape[2:]) for v in (xs, ts))
+            every = network(*flat, texts).reshape(xs.shape)
+        else:
+            every = jax.lax.map(lambda inputs: network(*inputs), (xs, ts, texts))
+        y = guide(every, told, t, scales)
+        return restore_spread(y, every[-1], scales.rescale) if program.rescale else y
 
     def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
         t = jnp.broadcast_to(t, x.shape[:2])
-        x, t = jnp.concatenate([x, x]), jnp.concatenate([t, t])
-        y = DiT(program.dit).apply({"params": params}, x, t, text)
-        if program.dit.prediction == "velocity":
-            y = clean_from_velocity(x, y, t)
-        return limit_range(guide(y[:batch], y[batch:], guidance), program.limit)
+        if len(told) == 1:
+            y = without_guidance(x, t)
+        elif program.interval:
+            acts = jnp.any(is_inside(t, scales))
+            y = jax.lax.cond(acts, with_guidance, without_guidance, x, t)
+        else:
+            y = with_guidance(x, t)
+        return limit_range(y, program.limit)
 
     return solve(
         denoise,
@@ -88,3 +129,18 @@ def generate(
         ceilings=ceilings,
         circular=program.circular,
     )
+
+
+def _hide(
+    x: jax.Array, t: jax.Array, ceilings: jax.Array, hidden: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Noisy latents and their levels with pure noise for the frames that are given."""
+    held = ceilings <= 0
+    return jnp.where(expand(held, x), hidden, x), jnp.where(held, 1.0, t)
+
+
+def _fit_together(program: Program, count: int, x: jax.Array) -> bool:
+    """Whether the network is asked everything at once, or one thing after the other."""
+    tokens = math.prod(program.dit.grid(x.shape[1:4]))
+    a_token = 4 * (program.dit.mlp_width + 8 * program.dit.width)
+    return count * x.shape[0] * tokens * a_token <= _AT_ONCE

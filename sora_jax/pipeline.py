@@ -13,6 +13,7 @@ import numpy as np
 from sora_jax import generation
 from sora_jax.diffusion.conditioning import Given, lay
 from sora_jax.diffusion.flow import shift_levels, token_shift
+from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
 from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.diffusion.solvers import SOLVERS, schedule, set_off
 from sora_jax.language.tokenizer import Tokenizer
@@ -58,13 +59,6 @@ class Model:
         return self.settings.fps
 
     @property
-    def grid_unit(self) -> tuple[int, int]:
-        """What width and height of a clip must be multiples of, in pixels."""
-        _, rows, columns = self.dit_config.patch
-        stride = self.vae_config.spatial_stride
-        return stride * columns, stride * rows
-
-    @property
     def latent_frames(self) -> int:
         """Latent frames of the clips that it makes unless told otherwise."""
         return self.latent_shape(self.settings.size, self.settings.frames)[0]
@@ -76,7 +70,8 @@ class Model:
           ValueError: a size or length that the grid cannot hold; the message names the nearest.
         """
         width, height = size
-        for name, side, unit in zip(("width", "height"), size, self.grid_unit):
+        unit = self.vae_config.spatial_stride
+        for name, side in zip(("width", "height"), size):
             if side < unit or side % unit:
                 low = max(unit, side // unit * unit)
                 raise ValueError(
@@ -93,7 +88,7 @@ class Model:
         frames: int | None = None,
         seed: int = 0,
         steps: int | None = None,
-        guidance: float | None = None,
+        guidance: float | Guidance | None = None,
         solver: str | None = None,
         given: Sequence[Given] = (),
     ) -> np.ndarray:
@@ -105,7 +100,8 @@ class Model:
           frames: 1 + 4k; 1 makes an image.
           seed: of the noise; the same arguments give the same video.
           steps: of the solver.
-          guidance: how strongly the prompt is followed; 1 is no guidance.
+          guidance: how strongly the prompt is followed, 1 is no guidance; or a `Guidance`, which
+            also says how strongly given frames are, and where on the path.
           solver: "euler", "heun" or "deis".
           given: latents that the clip has or starts from, see `sora_jax.prompting`.
 
@@ -133,7 +129,7 @@ class Model:
         frames: int | None = None,
         seed: Seed = 0,
         steps: int | None = None,
-        guidance: float | None = None,
+        guidance: float | Guidance | None = None,
         solver: str | None = None,
         given: Sequence[Given] = (),
     ) -> jax.Array:
@@ -149,8 +145,11 @@ class Model:
         known = jnp.broadcast_to(known, (len(prompts), *shape))
         ceilings = jnp.tile(shift_levels(strengths, shift), (len(prompts), 1))
         levels = schedule(settings.steps, shift, strengths.max())
-        x = set_off(self.noise(seed, known.shape), levels, known, ceilings)
-        return self.advance(text, x, levels, settings, known, ceilings)
+        noise = self.noise(seed, known.shape)
+        x = set_off(noise, levels, known, ceilings)
+        # Asking the network without given frames is for nothing where none is kept.
+        hidden = noise if (strengths == 0).any() else None
+        return self.advance(text, x, levels, settings, known, ceilings, hidden)
 
     def shift(self, latent_shape: tuple[int, int, int, int]) -> float:
         """The schedule's shift for a clip of latents [T, h, w, C]."""
@@ -192,6 +191,7 @@ class Model:
         settings: ModelSettings,
         known: jax.Array | None = None,
         ceilings: jax.Array | None = None,
+        hidden: jax.Array | None = None,
         *,
         circular: bool = False,
     ) -> jax.Array:
@@ -201,18 +201,23 @@ class Model:
           text: features of `read`.
           x, levels, known, ceilings, circular: see `diffusion.solvers.solve`.
           settings: guidance and solver.
+          hidden: see `generation.generate`; None for no guidance by given frames.
         """
+        guidance = settings.guidance
+        by_frames = guidance.given != 1 and hidden is not None
+        program = generation.Program(
+            self.dit_config,
+            SOLVERS[settings.solver],
+            settings.latent_limit,
+            tellings(text=guidance.text != 1, given=by_frames),
+            guidance.has_interval,
+            guidance.rescale > 0,
+            circular,
+        )
+        scales = as_scales(guidance, self.shift(x.shape[1:]))
+        hidden = hidden if by_frames else None
         return generation.generate(
-            self.params["dit"],
-            text,
-            x,
-            levels,
-            known,
-            ceilings,
-            jnp.float32(settings.guidance),
-            program=generation.Program(
-                self.dit_config, SOLVERS[settings.solver], settings.latent_limit, circular
-            ),
+            self.params["dit"], text, x, levels, known, ceilings, hidden, scales, program=program
         )
 
     def encode(self, frames: np.ndarray) -> jax.Array:

@@ -200,7 +200,7 @@ def test_a_model_of_very_short_clips_cannot_go_on(tmp_path):
     ("task", "arguments", "message"),
     [
         ("animate", (frames(1)[0] / 255, PROMPT), "the image is float64; give uint8"),
-        ("animate", (np.zeros((16, 40, 3), np.uint8), PROMPT), "width 40 .* nearest are 32 and 48"),
+        ("animate", (np.zeros((16, 36, 3), np.uint8), PROMPT), "width 36 .* nearest are 32 and 40"),
         ("extend", (frames(9)[..., :1], PROMPT, 1.0), r"shape \(9, 16, 32, 1\); it must be"),
         ("extend", (frames(9), PROMPT, float("inf")), "inf seconds are out of range"),
         ("connect", (frames(9), frames(9), PROMPT, float("nan")), "nan seconds are out of range"),

@@ -5,6 +5,7 @@ import math
 import pathlib
 from typing import Any
 
+from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import SOLVERS
 
 
@@ -17,7 +18,7 @@ class ModelSettings:
       text_length: tokens of a prompt.
       shift, shift_tokens: of the schedule, see `flow.token_shift`.
       latent_limit: clean predictions stay within this many standard deviations.
-      steps, guidance, solver: defaults of sampling.
+      steps, guidance, solver: defaults of sampling; a number is guidance by the prompt alone.
       size, frames: default (width, height) and length.
 
     Raises:
@@ -30,7 +31,7 @@ class ModelSettings:
     shift_tokens: int
     latent_limit: float
     steps: int
-    guidance: float
+    guidance: Guidance
     solver: str
     size: tuple[int, int]
     frames: int
@@ -44,8 +45,8 @@ class ModelSettings:
             raise ValueError(f"solver {self.solver!r} is unknown; use one of {sorted(SOLVERS)}")
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps make nothing; use at least 1, such as 20")
-        if not 0 <= self.guidance < 1000:
-            raise ValueError(f"guidance {self.guidance} is out of range; use 1 to 20")
+        if not isinstance(self.guidance, Guidance):
+            object.__setattr__(self, "guidance", Guidance(float(self.guidance)))
         if len(self.size) != 2:
             raise ValueError(f"size {self.size} must be (width, height), such as (96, 64)")
 
@@ -64,6 +65,8 @@ def read_settings(description: dict[str, Any], folder: pathlib.Path) -> ModelSet
     fields = [field.name for field in dataclasses.fields(ModelSettings)]
     try:
         values = {name: description[name] for name in fields}
+        if isinstance(values["guidance"], dict):
+            values["guidance"] = Guidance(**values["guidance"])
         return ModelSettings(**{**values, "size": tuple(values["size"])})
     except KeyError as error:
         raise ValueError(

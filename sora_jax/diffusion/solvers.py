@@ -1,4 +1,4 @@
-"""From noise to clean latents: the loop over levels, steps of several orders, guidance.
+"""From noise to clean latents: the loop over levels, steps of several orders.
 
 A solver sees the network as one function from (x, t [B, T]) to the clean latents, so it neither
 knows text nor which quantity the network predicts.
@@ -24,11 +24,6 @@ def schedule(steps: int, shift: float, start: float = 1.0) -> jax.Array:
       start: where on the path to begin, 1 at pure noise: the strength of an edit.
     """
     return shift_levels(jnp.linspace(start, 0.0, steps + 1), shift)
-
-
-def guide(conditional: jax.Array, unconditional: jax.Array, guidance: jax.Array) -> jax.Array:
-    """Classifier-free guidance of clean predictions (arXiv 2207.12598); 1 is no guidance."""
-    return unconditional + guidance * (conditional - unconditional)
 
 
 def limit_range(x: jax.Array, limit: float) -> jax.Array:

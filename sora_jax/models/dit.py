@@ -1,11 +1,12 @@
 """The diffusion transformer over spacetime patches, in the shape of Wan's, with a level per frame.
 
 Noisy latents and the noise level of every latent frame go in; the clean latents (or the velocity)
-come out. Any grid of latents that the patch divides is a valid input: position enters only
-through rotary angles.
+come out. Any grid of latents is a valid input: position enters only through rotary angles, and a
+patch that reaches over the edge is filled up with what lies at the edge.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,18 +88,8 @@ class DiTConfig:
         return self.width // self.heads
 
     def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Tokens along time, height and width of latents [T, h, w].
-
-        Raises:
-          ValueError: a size that the patch does not divide.
-        """
-        for size, patch, axis in zip(latent_shape, self.patch, ("frames", "rows", "columns")):
-            if size % patch:
-                raise ValueError(
-                    f"{size} latent {axis} are not a multiple of the patch's {patch}; "
-                    f"use {size // patch * patch} or {size // patch * patch + patch}"
-                )
-        return tuple(size // patch for size, patch in zip(latent_shape, self.patch))
+        """Tokens along time, height and width of latents [T, h, w]."""
+        return tuple(-(-size // patch) for size, patch in zip(latent_shape, self.patch))
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -114,31 +105,88 @@ def gate(x: jax.Array, amount: jax.Array) -> jax.Array:
     return (x.reshape(b, amount.shape[1], -1, d) * amount[:, :, None]).reshape(b, n, d)
 
 
-class Attention(nn.Module):
-    """Attention of x to `context` (to itself if None), q and k normed over the full width."""
+class Text(NamedTuple):
+    """What the blocks see of a prompt: keys and values float [layers, B, L, heads, d]."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+def _heads(module: nn.Module, name: str, x: jax.Array, *, normed: bool) -> jax.Array:
+    """A projection of x [B, N, D] to heads [B, N, K, d], RMS-normed over the full width or not."""
+    cfg: DiTConfig = module.config
+    y = dense(cfg.width, ("embed", "heads"), name=name, dtype=module.dtype)(x)
+    if normed:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("heads",))
+        y = rms_norm(y, module.param(f"{name}_norm", ones, (cfg.width,))).astype(module.dtype)
+    return y.reshape(*y.shape[:2], cfg.heads, cfg.head_width)
+
+
+class SelfAttention(nn.Module):
+    """Attention of x [B, N, D] to itself, at rotary angles [N, d / 2]."""
 
     config: DiTConfig
     dtype: jnp.dtype
-    zeros: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, angles: jax.Array | None = None, context: jax.Array | None = None
-    ) -> jax.Array:
-        cfg = self.config
-        context = x if context is None else context
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("heads",))
-        q = dense(cfg.width, ("embed", "heads"), name="query", dtype=self.dtype)(x)
-        k = dense(cfg.width, ("embed", "heads"), name="key", dtype=self.dtype)(context)
-        v = dense(cfg.width, ("embed", "heads"), name="value", dtype=self.dtype)(context)
-        q = rms_norm(q, self.param("query_norm", ones, (cfg.width,))).astype(self.dtype)
-        k = rms_norm(k, self.param("key_norm", ones, (cfg.width,))).astype(self.dtype)
-        q, k, v = (p.reshape(*p.shape[:2], cfg.heads, cfg.head_width) for p in (q, k, v))
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        y = attend(q, k, v).reshape(x.shape)
-        out = dense(cfg.width, ("heads", "embed"), name="out", dtype=self.dtype, zeros=self.zeros)
-        return out(y)
+    def __call__(self, x: jax.Array, angles: jax.Array) -> jax.Array:
+        q, k = (rotate(_heads(self, n, x, normed=True), angles) for n in ("query", "key"))
+        y = attend(q, k, _heads(self, "value", x, normed=False)).reshape(x.shape)
+        return dense(self.config.width, ("heads", "embed"), name="out", dtype=self.dtype)(y)
+
+
+class CrossAttention(nn.Module):
+    """Attention of x [B, N, D] to keys and values [B, L, K, d] that are there already."""
+
+    config: DiTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        y = attend(_heads(self, "query", x, normed=True), keys, values).reshape(x.shape)
+        out = ("heads", "embed")
+        return dense(self.config.width, out, name="out", dtype=self.dtype, zeros=True)(y)
+
+
+class KeysAndValues(nn.Module):
+    """Keys and values of one block for embedded text [B, L, D]; scanned, so with a carry."""
+
+    config: DiTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, carry: None, text: jax.Array) -> tuple[None, Text]:
+        keys = _heads(self, "key", text, normed=True)
+        return carry, Text(keys, _heads(self, "value", text, normed=False))
+
+
+class TextReader(nn.Module):
+    """What every block sees of a prompt. It does not depend on the noise: once a video will do."""
+
+    config: DiTConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, text: jax.Array) -> Text:
+        """Features [B, L, text_width], zeros after the prompt's end, to keys and values."""
+        cfg, dtype = self.config, self.dtype
+        text = dense(cfg.width, (None, "embed"), name="text_in", dtype=dtype)(text.astype(dtype))
+        text = nn.gelu(text, approximate=True)
+        text = dense(cfg.width, ("embed", None), name="text_out", dtype=dtype)(text)
+        blocks = _scan(KeysAndValues, cfg.layers, nn.broadcast)
+        return blocks(cfg, dtype, name="blocks")(None, text)[1]
+
+
+def _scan(block: type[nn.Module], layers: int, in_axes: object) -> type[nn.Module]:
+    """The block `layers` times, one after the other, its parameters stacked."""
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 class Block(nn.Module):
@@ -153,24 +201,23 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, levels: jax.Array, angles: jax.Array, text: jax.Array
+        self, x: jax.Array, text: Text, levels: jax.Array, angles: jax.Array
     ) -> tuple[jax.Array, None]:
-        """x [B, N, D] float32, levels [B, T, 6, D], angles [N, d / 2], text [B, L, D]."""
+        """x [B, N, D] float32, text of this block, levels [B, T, 6, D], angles [N, d / 2]."""
         cfg, dtype = self.config, self.dtype
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
         table = self.param("modulation", zeros, (6, cfg.width))
         parts = jnp.moveaxis(levels + table[None, None], 2, 0)
 
         y = modulate(layer_norm(x), parts[0], parts[1]).astype(dtype)
-        y = Attention(cfg, dtype, name="self_attention")(y, angles)
+        y = SelfAttention(cfg, dtype, name="self_attention")(y, angles)
         x = x + gate(y, parts[2])
 
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         bias = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
         y = layer_norm(x) * self.param("text_norm_scale", ones, (cfg.width,))[None, None]
         y = y + self.param("text_norm_bias", bias, (cfg.width,))[None, None]
-        y = Attention(cfg, dtype, zeros=True, name="cross_attention")(y.astype(dtype), context=text)
-        x = x + y
+        x = x + CrossAttention(cfg, dtype, name="cross_attention")(y.astype(dtype), *text)
 
         y = modulate(layer_norm(x), parts[3], parts[4]).astype(dtype)
         y = dense(cfg.mlp_width, ("embed", "mlp"), name="mlp_in", dtype=dtype)(y)
@@ -194,13 +241,14 @@ class DiT(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array | Text) -> jax.Array:
         """The prediction for noisy latents.
 
         Args:
           x: float32 [B, T, h, w, C].
           t: noise levels [B, T] in [0, 1], 0 clean.
-          text: features [B, L, text_width], zeros after the prompt's end.
+          text: features [B, L, text_width], zeros after the prompt's end, or what a `TextReader`
+            with the parameters "text_reader" made of them.
 
         Returns:
           float32, shaped like x: clean latents or velocity, by `config.prediction`.
@@ -210,9 +258,8 @@ class DiT(nn.Module):
         angles = rope_angles(tuple(jnp.arange(n) for n in grid), cfg.head_width)
         angles = angles.reshape(-1, cfg.head_width // 2)
 
-        text = dense(cfg.width, (None, "embed"), name="text_in", dtype=dtype)(text.astype(dtype))
-        text = nn.gelu(text, approximate=True)
-        text = dense(cfg.width, ("embed", None), name="text_out", dtype=dtype)(text)
+        if not isinstance(text, Text):
+            text = TextReader(cfg, dtype, name="text_reader")(text)
 
         time = sinusoids(t[:, :: cfg.patch[0]], cfg.time_features)
         time = dense(cfg.width, (None, "embed"), name="time_in", dtype=jnp.float32)(time)
@@ -222,21 +269,17 @@ class DiT(nn.Module):
         )(nn.silu(time))
         levels = levels.reshape(*levels.shape[:2], 6, cfg.width)
 
-        x = patchify(x, cfg.patch).reshape(x.shape[0], angles.shape[0], -1)
+        shape = x.shape
+        missing = [(0, n * p - size) for n, p, size in zip(grid, cfg.patch, shape[1:4])]
+        x = jnp.pad(x, [(0, 0), *missing, (0, 0)], mode="edge")
+        x = patchify(x, cfg.patch).reshape(shape[0], angles.shape[0], -1)
         x = dense(cfg.width, (None, "embed"), name="patch_in", dtype=dtype)(x.astype(dtype))
         x = constrain(x.astype(jnp.float32), TOKENS)
 
         policy = REMAT[self.remat]
         block = nn.remat(Block, prevent_cse=False, policy=policy) if policy else Block
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=cfg.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, _ = blocks(cfg, dtype, name="blocks")(x, levels, angles, text)
+        blocks = _scan(block, cfg.layers, (0, nn.broadcast, nn.broadcast))
+        x, _ = blocks(cfg, dtype, name="blocks")(x, text, levels, angles)
 
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
         table = self.param("head_modulation", zeros, (2, cfg.width))
@@ -244,7 +287,8 @@ class DiT(nn.Module):
         x = modulate(layer_norm(x), shift, scale).astype(dtype)
         features = cfg.latent_channels * cfg.patch[0] * cfg.patch[1] * cfg.patch[2]
         x = dense(features, ("embed", None), name="head", dtype=dtype, zeros=True)(x)
-        return unpatchify(x.astype(jnp.float32).reshape(x.shape[0], *grid, -1), cfg.patch)
+        x = unpatchify(x.astype(jnp.float32).reshape(x.shape[0], *grid, -1), cfg.patch)
+        return x[:, : shape[1], : shape[2], : shape[3]]
 
 
 def init_dit(config: DiTConfig, key: jax.Array) -> dict:

@@ -32,7 +32,7 @@ def sampling_settings(
             {"fps": fps, "text_length": config.tokenizer.length, **trained, **given},
         )
         width, height = settings.size
-        dit.grid(vae.latent_shape(settings.frames, height, width)[:3])
+        vae.latent_shape(settings.frames, height, width)
         for prompt in prompts:
             tokenizer.check_length(prompt, settings.text_length)
     except (TypeError, ValueError) as error:

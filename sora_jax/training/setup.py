@@ -79,7 +79,7 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
     trained_text = text.config if text.params is None else None
     start = start_of_dit(config.init, dit, trained_text)
     for bucket in buckets:
-        dit.grid(vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)[:3])
+        vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
     noise = from_settings(NoiseConfig, config.noise)
     data = make_data(
         config,

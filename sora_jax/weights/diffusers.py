@@ -207,30 +207,32 @@ def _resample(ours: str, theirs: str) -> dict[str, str]:
 
 _DIT_NAMES = {
     "patch_in": "patch_embedding",
-    "text_in": "condition_embedder.text_embedder.linear_1",
-    "text_out": "condition_embedder.text_embedder.linear_2",
+    "text_reader/text_in": "condition_embedder.text_embedder.linear_1",
+    "text_reader/text_out": "condition_embedder.text_embedder.linear_2",
     "time_in": "condition_embedder.time_embedder.linear_1",
     "time_out": "condition_embedder.time_embedder.linear_2",
     "time_levels": "condition_embedder.time_proj",
     "head": "proj_out",
     "blocks/mlp_in": "blocks.{}.ffn.net.0.proj",
     "blocks/mlp_out": "blocks.{}.ffn.net.2",
-    **{
-        f"blocks/{a}/{b}": f"blocks.{{}}.{c}.{d}"
-        for a, c in (("self_attention", "attn1"), ("cross_attention", "attn2"))
-        for b, d in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("out", "to_out.0"))
-    },
+    "blocks/self_attention/query": "blocks.{}.attn1.to_q",
+    "blocks/self_attention/key": "blocks.{}.attn1.to_k",
+    "blocks/self_attention/value": "blocks.{}.attn1.to_v",
+    "blocks/self_attention/out": "blocks.{}.attn1.to_out.0",
+    "blocks/cross_attention/query": "blocks.{}.attn2.to_q",
+    "text_reader/blocks/key": "blocks.{}.attn2.to_k",
+    "text_reader/blocks/value": "blocks.{}.attn2.to_v",
+    "blocks/cross_attention/out": "blocks.{}.attn2.to_out.0",
 }
 _DIT_PARAMETERS = {
     "head_modulation": "scale_shift_table",
     "blocks/modulation": "blocks.{}.scale_shift_table",
     "blocks/text_norm_scale": "blocks.{}.norm2.weight",
     "blocks/text_norm_bias": "blocks.{}.norm2.bias",
-    **{
-        f"blocks/{a}/{b}": f"blocks.{{}}.{c}.{d}.weight"
-        for a, c in (("self_attention", "attn1"), ("cross_attention", "attn2"))
-        for b, d in (("query_norm", "norm_q"), ("key_norm", "norm_k"))
-    },
+    "blocks/self_attention/query_norm": "blocks.{}.attn1.norm_q.weight",
+    "blocks/self_attention/key_norm": "blocks.{}.attn1.norm_k.weight",
+    "blocks/cross_attention/query_norm": "blocks.{}.attn2.norm_q.weight",
+    "text_reader/blocks/key_norm": "blocks.{}.attn2.norm_k.weight",
 }
 
 

@@ -11,7 +11,6 @@ from sora_jax.diffusion.solvers import (
     Last,
     deis_step,
     euler_step,
-    guide,
     heun_step,
     limit_range,
     schedule,
@@ -175,13 +174,6 @@ def test_each_frame_can_have_a_schedule_of_its_own(noise):
         at = np.s_[:, frame : frame + 1]
         alone = solve(posterior_mean, noise[at], jnp.float32(levels[:, frame]))
         np.testing.assert_allclose(together[at], alone, atol=1e-5)
-
-
-def test_guidance(noise, known):
-    np.testing.assert_allclose(guide(noise, known, 1.0), noise, atol=1e-6)
-    np.testing.assert_allclose(guide(noise, known, 0.0), known, atol=1e-6)
-    # Beyond 1 it goes on in the direction from the unconditional to the conditional prediction.
-    np.testing.assert_allclose(guide(noise, known, 3.0) - noise, 2 * (noise - known), atol=1e-5)
 
 
 def test_predictions_are_kept_in_range():

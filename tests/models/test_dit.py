@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from golden import load_golden
 
-from sora_jax.models.dit import Block, DiT, DiTConfig, flops, init_dit
+from sora_jax.models.dit import Block, DiT, DiTConfig, Text, TextReader, flops, init_dit
 from sora_jax.weights.diffusers import dit_from_diffusers
 
 CONFIG = DiTConfig(
@@ -64,14 +64,15 @@ def test_the_number_of_parameters_is_wans(size):
 
 def test_a_new_block_is_the_identity():
     rng = np.random.default_rng(0)
-    x, levels, angles, text = (
+    x, levels, angles, keys = (
         rng.normal(size=shape).astype(np.float32)
-        for shape in ((2, 12, 32), (2, 3, 6, 32), (12, 8), (2, 5, 32))
+        for shape in ((2, 12, 32), (2, 3, 6, 32), (12, 8), (2, 5, 2, 16))
     )
+    text = Text(keys, keys)
     # New levels are zero: the projection that all blocks share starts so, as the next test holds.
     block, levels = Block(CONFIG, jnp.float32), 0 * levels
-    variables = nn.unbox(jit(block.init)(jax.random.key(0), x, levels, angles, text))
-    y, _ = jit(block.apply)(variables, x, levels, angles, text)
+    variables = nn.unbox(jit(block.init)(jax.random.key(0), x, text, levels, angles))
+    y, _ = jit(block.apply)(variables, x, text, levels, angles)
     np.testing.assert_array_equal(y, x)
 
 
@@ -125,8 +126,8 @@ def test_positions_past_the_prompt_are_zeros_that_count(wan):
     assert np.abs(shorter[1] - ending[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("latents", [(1, 2, 2), (5, 8, 6), (3, 2, 10)])
-def test_any_grid_that_the_patch_divides_is_an_input(latents):
+@pytest.mark.parametrize("latents", [(1, 2, 2), (5, 8, 6), (3, 2, 10), (2, 1, 7)])
+def test_any_grid_is_an_input(latents):
     x = jax.ShapeDtypeStruct((2, *latents, 3), jnp.float32)
     levels = jax.ShapeDtypeStruct((2, latents[0]), jnp.float32)
     text = jax.ShapeDtypeStruct((2, 7, 12), jnp.float32)
@@ -139,13 +140,24 @@ def test_any_grid_that_the_patch_divides_is_an_input(latents):
     assert (y.shape, y.dtype) == (x.shape, jnp.float32)
 
 
-@pytest.mark.parametrize(
-    "size, words", [((3, 5, 4), ("5 latent rows", "4 or 6")), ((3, 4, 7), ("7 latent columns",))]
-)
-def test_errors_of_the_grid_name_the_nearest(size, words):
-    with pytest.raises(ValueError) as error:
-        CONFIG.grid(size)
-    assert all(word in str(error.value) for word in words)
+def test_a_patch_over_the_edge_is_filled_up_with_what_lies_there(wan):
+    params, arrays = wan
+    x, rest = arrays["x"], (arrays["levels"], arrays["text"])
+    cut = x[:, :, :-1, :-1]
+    filled = np.pad(cut, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], mode="edge")
+    expected = run(params, filled, *rest)[:, :, :-1, :-1]
+    np.testing.assert_allclose(run(params, cut, *rest), expected, atol=1e-6)
+    assert CONFIG.grid((3, 5, 4)) == (3, 3, 2)
+
+
+def test_text_read_before_is_text_read_inside(wan):
+    params, arrays = wan
+    reader = {"params": params["text_reader"]}
+    text = jit(TextReader(CONFIG).apply)(reader, arrays["text"])
+    without = {name: x for name, x in params.items() if name != "text_reader"}
+    result = run(without, arrays["x"], arrays["levels"], text)
+    expected = run(params, arrays["x"], arrays["levels"], arrays["text"])
+    np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

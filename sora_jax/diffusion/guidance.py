@@ -1,0 +1,125 @@
+"""How strongly sampling follows its prompt, and the frames that it is given.
+
+The network is asked about the same noisy latents several times, each time told more: nothing, then
+the given frames, then the prompt as well. What each piece of news changes is enlarged.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.diffusion.flow import expand, shift_levels
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Scales of guidance, and where it acts.
+
+    Attributes:
+      text: scale of classifier-free guidance by the prompt (arXiv 2207.12598); 1 is none.
+      given: scale of guidance by the frames that are given and kept (arXiv 2502.06764); 1 is none.
+      interval: lowest and highest share of the sampling path, 0 clean and 1 noise, between which
+        there is guidance (arXiv 2404.07724). Outside it the network is asked once a step only.
+      rescale: how far a clip's standard deviation, which guidance enlarges, is brought back to that
+        of the prediction without guidance, 0 to 1 (arXiv 2305.08891).
+
+    Raises:
+      ValueError: a scale that is negative or not finite, or shares outside [0, 1].
+    """
+
+    text: float = 1.0
+    given: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "interval", tuple(self.interval))
+        for name, value in (("guidance", self.text), ("guidance by given frames", self.given)):
+            if not (0 <= value < 1000 and math.isfinite(value)):
+                raise ValueError(f"{name} {value} is out of range; use 1 to 20")
+        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
+            raise ValueError(
+                f"the interval of guidance {self.interval} must be two shares of the sampling "
+                "path, the lower one first, such as (0.1, 0.9)"
+            )
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"the rescaling of guidance {self.rescale} must lie in 0 to 1")
+
+    @property
+    def has_interval(self) -> bool:
+        return self.interval != (0.0, 1.0)
+
+
+class Scales(NamedTuple):
+    """A `Guidance` as arrays, which a compiled program takes without being compiled again."""
+
+    text: jax.Array
+    given: jax.Array
+    low: jax.Array
+    high: jax.Array
+    rescale: jax.Array
+
+
+def as_scales(guidance: Guidance, shift: float) -> Scales:
+    """The numbers of a `Guidance`; its interval becomes levels, by the schedule's shift."""
+    low, high = shift_levels(jnp.float32(guidance.interval), shift)
+    return Scales(
+        jnp.float32(guidance.text),
+        jnp.float32(guidance.given),
+        low,
+        high,
+        jnp.float32(guidance.rescale),
+    )
+
+
+class Told(NamedTuple):
+    """What the network is told when it is asked."""
+
+    prompt: bool
+    frames: bool
+
+
+def tellings(*, text: bool, given: bool) -> tuple[Told, ...]:
+    """What to ask with for guidance by the prompt and by given frames; all of it comes last."""
+    result = [Told(True, True)]
+    if text:
+        result.insert(0, Told(False, True))
+    if given:
+        result.insert(0, result[0]._replace(frames=False))
+    return tuple(result)
+
+
+def is_inside(t: jax.Array, scales: Scales) -> jax.Array:
+    """Which levels lie in the interval of guidance: bool, shaped like t."""
+    return (scales.low <= t) & (t <= scales.high)
+
+
+def guide(
+    predictions: Sequence[jax.Array], told: Sequence[Told], t: jax.Array, scales: Scales
+) -> jax.Array:
+    """One prediction out of several.
+
+    Args:
+      predictions: clean latents [B, T, h, w, C], one for each of `told`.
+      told: of `tellings`.
+      t: levels [B, T]; frames outside the interval have scales of 1.
+      scales: of guidance; its rescaling is for `restore_spread`.
+    """
+    result = predictions[0]
+    inside = is_inside(t, scales)
+    for before, after, less, more in zip(predictions, predictions[1:], told, told[1:]):
+        scale = scales.given if more.frames > less.frames else scales.text
+        scale = jnp.where(inside, scale, 1.0)
+        result = result + expand(scale, result) * (after - before)
+    return result
+
+
+def restore_spread(guided: jax.Array, plain: jax.Array, amount: jax.Array) -> jax.Array:
+    """Brings the standard deviation of each guided clip some way back to that of the plain one."""
+    axes = tuple(range(1, guided.ndim))
+    ratio = jnp.std(plain, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
+    return guided * (1.0 + amount * (ratio - 1.0))
