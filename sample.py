@@ -2,6 +2,7 @@
 
 python sample.py --prompt="a red circle moves right" --output=video.mp4
 python sample.py --prompt="a blue square" --output=image.png
+python sample.py --prompt=TEXT --draft=96x64 --size=192x128 --output=large.mp4   # the same layout
 python sample.py --prompt=TEXT --image=first.png --output=animated.mp4
 python sample.py --prompt=TEXT --video=a.mp4 --extend=3 --output=longer.mp4       # -3: before it
 python sample.py --prompt=TEXT --seconds=60 --output=minute.mp4         # in a rolling window
@@ -12,6 +13,7 @@ python sample.py --prompt=TEXT --video=a.mp4 --video=b.mp4 --connect=1 --output=
 python sample.py --prompt=TEXT --keyframe=0:a.png --keyframe=2:b.png --output=between.mp4
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -35,9 +37,21 @@ SECONDS = flags.DEFINE_float("seconds", None, "Duration, instead of --frames.")
 FPS = flags.DEFINE_float(
     "fps", None, "Frame rate of the file; the model's if left out.", 0.01, 1000.0
 )
+DRAFT = flags.DEFINE_string(
+    "draft", None, "WIDTHxHEIGHT to sample at first, and to enlarge to --size: the same layout."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise: the same seed makes the same video.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "How strongly the prompt is followed.")
+GIVEN_GUIDANCE = flags.DEFINE_float(
+    "given_guidance", None, "How strongly given frames are followed; 1 if left out."
+)
+GUIDANCE_INTERVAL = flags.DEFINE_list(
+    "guidance_interval", None, "LOW,HIGH: shares of the way from clean to noise that are guided."
+)
+GUIDANCE_RESCALE = flags.DEFINE_float(
+    "guidance_rescale", None, "How far the contrast that guidance adds is taken back, 0 to 1."
+)
 SOLVER = flags.DEFINE_enum("solver", None, sorted(SOLVERS), "The model's if left out.")
 IMAGE = flags.DEFINE_string("image", None, "Image to animate: the first frame.")
 VIDEO = flags.DEFINE_multi_string("video", [], "Video to extend, loop, edit; two to connect.")
@@ -57,14 +71,34 @@ ROLLED = 2  # videos longer than so many of the model's own are made in a rollin
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def parse_size(text, default):
-    """(width, height) of WIDTHxHEIGHT."""
-    if text is None:
+def parse_size(flag, default):
+    """(width, height) of a flag's WIDTHxHEIGHT."""
+    if flag.value is None:
         return default
-    parts = text.lower().split("x")
+    parts = flag.value.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--size={text} is not WIDTHxHEIGHT, such as {default[0]}x{default[1]}")
+        example = f"{default[0]}x{default[1]}"
+        raise ValueError(f"--{flag.name}={flag.value} is not WIDTHxHEIGHT, such as {example}")
     return int(parts[0]), int(parts[1])
+
+
+def parse_guidance(default):
+    """The guidance that the flags ask for; None if they ask for nothing."""
+    changes = {
+        "text": GUIDANCE.value,
+        "given": GIVEN_GUIDANCE.value,
+        "rescale": GUIDANCE_RESCALE.value,
+    }
+    if GUIDANCE_INTERVAL.value is not None:
+        try:
+            changes["interval"] = tuple(float(share) for share in GUIDANCE_INTERVAL.value)
+        except ValueError:
+            given = ",".join(GUIDANCE_INTERVAL.value)
+            raise ValueError(
+                f"--guidance_interval={given} is not LOW,HIGH such as 0.1,0.9"
+            ) from None
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(default, **changes) if changes else None
 
 
 def parse_frames(model):
@@ -110,6 +144,8 @@ def check_inputs():
         )
     if HINT.value is not None and task != "keyframe":
         raise ValueError("--hint is for the images of --keyframe; give one, or leave it out")
+    if DRAFT.value is not None and task is not None:
+        raise ValueError(f"--draft is of a prompt alone; leave it or --{task} out")
     if FPS.value is not None and not math.isfinite(FPS.value):
         raise ValueError(f"--fps={FPS.value} is no frame rate")
     if needed and (FRAMES.value is not None or SECONDS.value is not None):
@@ -181,7 +217,7 @@ def run():
     files = [*VIDEO.value, *images]
     probed = [video_io.probe(path) for path in files]
     size = fit_size(model, probed[0]) if probed else model.settings.size
-    size = parse_size(SIZE.value, size)
+    size = parse_size(SIZE, size)
     frames = model.settings.frames if task == "text_loop" else parse_frames(model)
     model.latent_shape(size, frames)
     inputs = [
@@ -190,15 +226,26 @@ def run():
     sampling = {
         "seed": SEED.value,
         "steps": STEPS.value,
-        "guidance": GUIDANCE.value,
+        "guidance": parse_guidance(model.settings.guidance),
         "solver": SOLVER.value,
     }
     prompt, seconds = PROMPT.value, frames / model.fps
-    if task is None and model.latent_frames > 2 and frames > ROLLED * model.settings.frames:
+    long = frames > ROLLED * model.settings.frames
+    if task is None and DRAFT.value is None and model.latent_frames > 2 and long:
         task = "long"
         print(f"{frames} frames are made in a window of {model.settings.frames} that rolls along")
+    if DRAFT.value is not None:
+        task = "draft"
+        model.latent_shape(parse_size(DRAFT, model.settings.size), frames)
     make = {
         None: lambda: model.sample(prompt, size=size, frames=frames, **sampling),
+        "draft": lambda: sora_jax.enlarge(
+            model,
+            model.sample(prompt, size=parse_size(DRAFT, size), frames=frames, **sampling),
+            prompt,
+            size,
+            **sampling,
+        ),
         "image": lambda: sora_jax.animate(model, inputs[0][0], prompt, frames=frames, **sampling),
         "long": lambda: sora_jax.long_video(model, prompt, seconds, size=size, **sampling),
         "text_loop": lambda: sora_jax.endless_loop(

@@ -2,7 +2,8 @@
 
 After `configs/shapes_vae.py`, images and clips of 5 frames first: they cost a fraction of a long
 clip and teach colours, shapes, backgrounds and directions as well. Then 17 and 33 frames. Then the
-patterns of prompting with images and videos, in clips and in windows from inside of longer ones:
+patterns of prompting with images and videos, in clips and in windows from inside of longer ones,
+some of which dissolve into another scene, and twice the size:
 
     python -m sora_jax.data.precompute --config=configs/shapes_dit.py:short \
         --output=data/shapes_short
@@ -62,8 +63,18 @@ def get_config(stage="clips"):
         config.data.token_budget = 64 * 32
         config.data.most_clips = 64
     if stage == "prompting":
-        config.data.buckets = (*config.data.buckets[:6], (33, 64, 64), (33, 64, 96), (33, 96, 64))
-        config.data.bucket_weights = (0.07, 0.035, 0.035, 0.14, 0.13, 0.13, 0.16, 0.15, 0.15)
+        config.data.buckets = (
+            *config.data.buckets[:6],
+            *((33, 64, 64), (33, 64, 96), (33, 96, 64)),
+            *((1, 128, 128), (1, 128, 192), (1, 192, 128)),
+            *((17, 128, 128), (17, 128, 192), (17, 192, 128)),
+        )
+        config.data.bucket_weights = (
+            *(0.06, 0.03, 0.03, 0.14, 0.13, 0.13),
+            *(0.13, 0.12, 0.12),
+            *(0.02, 0.015, 0.015, 0.025, 0.018, 0.017),
+        )
+        config.data.dissolves = 0.3
         config.data.token_budget = 12 * 160
     config.data.caption_weights = ConfigDict({"short": 0.5, "detailed": 0.5})
     config.data.caption_dropout = 0.1

@@ -23,6 +23,7 @@ _HOMES = {
     "connect": ("sora_jax.prompting", "connect"),
     "loop": ("sora_jax.prompting", "loop"),
     "edit": ("sora_jax.prompting", "edit"),
+    "enlarge": ("sora_jax.prompting", "enlarge"),
     "from_keyframes": ("sora_jax.prompting", "from_keyframes"),
     "endless_loop": ("sora_jax.endless", "endless_loop"),
     "long_video": ("sora_jax.endless", "long_video"),

@@ -107,8 +107,8 @@ def endless_loop(
 ) -> np.ndarray:
     """A loop made from a prompt, without a seam: uint8 [F, H, W, 3].
 
-    Time is a ring: every step of the solver sees it cut open at another latent frame, and the
-    decoder goes round before the frames that count.
+    Time is a ring, which the model sees through windows of its own length, at other places in each
+    step of the solver. The decoder goes round before the frames that count.
 
     Args:
       prompt: what to show.
@@ -129,9 +129,11 @@ def endless_loop(
             "loop takes at least two"
         )
     shape = model.latent_shape(settings.size, 1 + (count - 1) * stride)
-    levels = schedule(settings.steps, model.shift(shape))
+    fits = count <= model.latent_frames
+    window = count if fits else window_length(model, "see a longer loop through")
+    levels = schedule(settings.steps, model.shift((window, *shape[1:])))
     noise = model.noise((seed, RING), (1, *shape))
-    latents = model.advance(model.read([prompt]), noise, levels, settings, circular=True)
+    latents = model.advance(model.read([prompt]), noise, levels, settings, ring=window)
     rounds = 1 + -(-_WARM // count)
     frames = model.to_frames(jnp.tile(latents, (1, rounds, 1, 1, 1)))
     return frames[0, -count * stride :]

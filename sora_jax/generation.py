@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from sora_jax.diffusion.flow import clean_from_velocity, expand
 from sora_jax.diffusion.guidance import Scales, Told, guide, is_inside, restore_spread
+from sora_jax.diffusion.ring import over_windows
 from sora_jax.diffusion.solvers import Step, limit_range, solve
 from sora_jax.models.dit import DiT, DiTConfig, Text, TextReader
 from sora_jax.models.pixels import to_uint8
@@ -47,7 +48,7 @@ class Program:
       told: what the network is asked with, see `diffusion.guidance.tellings`.
       interval: whether guidance acts on a part of the path only.
       rescale: whether guided predictions are rescaled.
-      circular: see `diffusion.solvers.solve`.
+      ring: 0, or time is a ring that the network sees in windows of so many latent frames.
     """
 
     dit: DiTConfig
@@ -56,7 +57,7 @@ class Program:
     told: tuple[Told, ...]
     interval: bool = False
     rescale: bool = False
-    circular: bool = False
+    ring: int = 0
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -95,6 +96,9 @@ def generate(
         y = DiT(program.dit).apply({"params": params}, x, t, text)
         return clean_from_velocity(x, y, t) if program.dit.prediction == "velocity" else y
 
+    if program.ring:
+        network = over_windows(network, program.ring)
+
     def without_guidance(x: jax.Array, t: jax.Array) -> jax.Array:
         return network(x, t, prompted)
 
@@ -127,7 +131,7 @@ def generate(
         step=program.step,
         known=known,
         ceilings=ceilings,
-        circular=program.circular,
+        circular=program.ring > 0,
     )
 
 

@@ -143,7 +143,7 @@ class Model:
         text = self.read(prompts)
         known, strengths = lay(shape, given)
         known = jnp.broadcast_to(known, (len(prompts), *shape))
-        ceilings = jnp.tile(shift_levels(strengths, shift), (len(prompts), 1))
+        ceilings = np.tile(shift_levels(strengths, np.float32(shift)), (len(prompts), 1))
         levels = schedule(settings.steps, shift, strengths.max())
         noise = self.noise(seed, known.shape)
         x = set_off(noise, levels, known, ceilings)
@@ -193,15 +193,16 @@ class Model:
         ceilings: jax.Array | None = None,
         hidden: jax.Array | None = None,
         *,
-        circular: bool = False,
+        ring: int = 0,
     ) -> jax.Array:
         """Takes noisy latents [B, T, h, w, C] from the first to the last of the levels.
 
         Args:
           text: features of `read`.
-          x, levels, known, ceilings, circular: see `diffusion.solvers.solve`.
+          x, levels, known, ceilings: see `diffusion.solvers.solve`.
           settings: guidance and solver.
           hidden: see `generation.generate`; None for no guidance by given frames.
+          ring: see `generation.Program`.
         """
         guidance = settings.guidance
         by_frames = guidance.given != 1 and hidden is not None
@@ -212,7 +213,7 @@ class Model:
             tellings(text=guidance.text != 1, given=by_frames),
             guidance.has_interval,
             guidance.rescale > 0,
-            circular,
+            ring,
         )
         scales = as_scales(guidance, self.shift(x.shape[1:]))
         hidden = hidden if by_frames else None

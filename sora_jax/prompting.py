@@ -1,4 +1,4 @@
-"""Prompting with images and videos: animate, extend, connect, loop, edit, keyframes.
+"""Prompting with images and videos: animate, extend, connect, loop, edit, enlarge, keyframes.
 
 Each is a choice of latents that are given, and where; one model and one sampler serve all of it.
 
@@ -13,6 +13,7 @@ made. The frames of a given video are returned as they came, never as the VAE wo
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,6 +27,9 @@ from sora_jax.windows import (
     encode_tail,
     frames_of,
 )
+
+# Of the strengths tried, the one at which drafts keep their layout and gain the most.
+ENLARGE = 0.6
 
 
 def animate(
@@ -168,6 +172,34 @@ def edit(
     frames = len(padded)
     clip = model.sample(prompt, size=_size(video), frames=frames, given=[given], **sampling)
     return clip[..., :count, :, :, :]
+
+
+def enlarge(
+    model: Model,
+    video: np.ndarray,
+    prompt: str | list[str],
+    size: tuple[int, int],
+    strength: float = ENLARGE,
+    **sampling: Any,
+) -> np.ndarray:
+    """A draft at its full size, or any video at a larger one: what is where stays as it was.
+
+    The frames are enlarged, and made anew from there on (see `edit`).
+
+    Args:
+      video: uint8 [F, H, W, 3] at the model's frame rate, or one frame.
+      prompt: what is to be seen.
+      size: (width, height) of the result.
+      strength: how much is made anew; less keeps more of the draft, and of its blur.
+      **sampling: seed, steps, guidance, solver of `Model.sample`.
+    """
+    _check_frames(model, video, "the video")
+    width, height = size
+    model.latent_shape(size, 1)
+    shape = (len(video), height, width, 3)
+    large = jax.image.resize(jnp.float32(video), shape, "cubic")
+    large = np.asarray(jnp.clip(jnp.round(large), 0, 255).astype(jnp.uint8))
+    return edit(model, large, prompt, strength, **sampling)
 
 
 def from_keyframes(

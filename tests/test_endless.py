@@ -89,7 +89,7 @@ def test_a_loop_is_solved_as_a_ring_and_decoded_after_a_round(model, monkeypatch
 
     monkeypatch.setattr(type(model), "advance", advance)
     loop = sora_jax.endless_loop(model, PROMPT, 4.0)
-    assert asked == [{"circular": True}]
+    assert asked == [{"ring": 5}]
 
     def rounds(count):
         """The last of so many rounds, but the frames that the first lacks."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sora_jax.diffusion.flow import expand, shift_levels
 
@@ -66,14 +67,9 @@ class Scales(NamedTuple):
 
 def as_scales(guidance: Guidance, shift: float) -> Scales:
     """The numbers of a `Guidance`; its interval becomes levels, by the schedule's shift."""
-    low, high = shift_levels(jnp.float32(guidance.interval), shift)
-    return Scales(
-        jnp.float32(guidance.text),
-        jnp.float32(guidance.given),
-        low,
-        high,
-        jnp.float32(guidance.rescale),
-    )
+    low, high = shift_levels(np.array(guidance.interval), shift)
+    numbers = (guidance.text, guidance.given, low, high, guidance.rescale)
+    return Scales(*(np.float32(number) for number in numbers))
 
 
 class Told(NamedTuple):

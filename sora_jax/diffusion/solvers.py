@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sora_jax.diffusion.flow import add_noise, expand, shift_levels, velocity_from_clean
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def schedule(steps: int, shift: float, start: float = 1.0) -> jax.Array:
+def schedule(steps: int, shift: float, start: float = 1.0) -> np.ndarray:
     """Levels down to 0, float32 [steps + 1], shifted towards noise.
 
     Args:
@@ -23,7 +24,7 @@ def schedule(steps: int, shift: float, start: float = 1.0) -> jax.Array:
       shift: see `flow.shift_levels`.
       start: where on the path to begin, 1 at pure noise: the strength of an edit.
     """
-    return shift_levels(jnp.linspace(start, 0.0, steps + 1), shift)
+    return np.float32(shift_levels(np.linspace(start, 0.0, steps + 1), shift))
 
 
 def limit_range(x: jax.Array, limit: float) -> jax.Array:
@@ -142,6 +143,7 @@ def solve(
     return x
 
 
+@jax.jit
 def set_off(
     noise: jax.Array, levels: jax.Array, known: jax.Array, ceilings: jax.Array
 ) -> jax.Array:

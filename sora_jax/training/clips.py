@@ -13,6 +13,7 @@ from sora_jax.data.folder import ClipDataset
 from sora_jax.data.latents import LatentDataset
 from sora_jax.data.loader import Loader, make_loader
 from sora_jax.data.source import ClipSource
+from sora_jax.data.worlds.dissolves import Dissolves
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.models.sizes import is_counts
 from sora_jax.weights.settings import as_tuple
@@ -75,7 +76,8 @@ def make_source(
         return ClipDataset(data.folder, split, fps=data.fps)
     length = 64 * len(buckets) if held_out else data.clips
     weights = data.bucket_weights or None
-    return Shapes(length, buckets, weights, seed=1 if held_out else 0)
+    world = Shapes(length, buckets, weights, seed=1 if held_out else 0)
+    return Dissolves(world, data.dissolves) if data.get("dissolves") else world
 
 
 @dataclasses.dataclass

@@ -291,6 +291,7 @@ class Shapes:
     Attributes:
       fps: 8.
       shapes: int32 [length, 3], each clip's frames, height and width.
+      split: which combinations are drawn.
 
     Args:
       length: number of clips.
@@ -326,14 +327,14 @@ class Shapes:
                 "give one number >= 0 for each, not all of them 0"
             )
         self._key = (seed, SPLITS.index(split))
-        self._split = split
+        self.split = split
         self._two_sprites = two_sprites
         table = np.array([(b.frames, b.height, b.width) for b in buckets], np.int32)
         rng = np.random.default_rng(self._key)
         self.shapes = table[rng.choice(len(buckets), size=length, p=share / share.sum())]
 
     def __repr__(self) -> str:
-        return f"Shapes({len(self)} clips, seed={self._key[0]}, {self._split!r})"
+        return f"Shapes({len(self)} clips, seed={self._key[0]}, {self.split!r})"
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -348,12 +349,15 @@ class Shapes:
             raise IndexError(f"clip {index} of {len(self)}; use 0 to {len(self) - 1}")
         if bucket is None:
             bucket = Bucket(*(int(v) for v in self.shapes[index]))
-        rng = np.random.default_rng((*self._key, index))
-        return draw_scene(rng, bucket, self._split, self._two_sprites)
+        return draw_scene(self.rng(index), bucket, self.split, self._two_sprites)
 
     def captions(self, index: int) -> dict[str, str]:
         """Captions of clip `index`, always in the same one of the wordings that `read` draws."""
-        return captions(self.scene(index), np.random.default_rng((*self._key, index)))
+        return captions(self.scene(index), self.rng(index))
+
+    def rng(self, *numbers: int) -> np.random.Generator:
+        """A source of chance for clip `numbers[0]`, another one for each tuple of numbers."""
+        return np.random.default_rng((*self._key, *numbers))
 
     def read(self, index: int, bucket: Bucket, rng: np.random.Generator) -> dict[str, Any]:
         """Clip `index` at the bucket's shape: `frames` uint8 [F, H, W, 3] and `captions`.
