@@ -3,7 +3,8 @@
 python -m sora_jax.evaluation shapes [--checkpoint=FOLDER] [--output=FOLDER]
     how often prompts of the rendered world come out right
 python -m sora_jax.evaluation edits [--checkpoint=FOLDER] [--output=FOLDER] [--clips=50]
-    how well it animates, extends, connects, loops and edits clips of that world
+    [--dataset=FOLDER] [--tasks=NAME,...]
+    how well it animates, extends, connects, loops and edits clips of that world, or of a dataset
 python -m sora_jax.evaluation reconstruction --config=configs/NAME_vae.py [--checkpoint=FOLDER]
     PSNR and SSIM of a VAE on the held-out clips of a config
 """
@@ -16,8 +17,10 @@ from ml_collections import config_flags
 
 import sora_jax
 from sora_jax import command
+from sora_jax.data.folder import ClipDataset
 from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.evaluation.editing import score_edits
+from sora_jax.evaluation.examples import read_examples, render_examples
 from sora_jax.evaluation.vae_score import score_vae
 from sora_jax.evaluation.worlds import ATTRIBUTES, score_shapes
 from sora_jax.pipeline import PRETRAINED
@@ -42,6 +45,11 @@ CLIPS = flags.DEFINE_integer(
     "clips", None, "Clips to reconstruct (64 if left out), or to edit (50).", lower_bound=1
 )
 TASKS = flags.DEFINE_list("tasks", None, "Tasks of `edits`; all if left out.")
+DATASET = flags.DEFINE_string(
+    "dataset",
+    None,
+    "Dataset whose held-out clips `edits` takes; those of the rendered world if left out.",
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config of a VAE's run: its clips and buckets.", lock_config=True
 )
@@ -80,9 +88,15 @@ def reconstruction(folder):
 def edits(folder):
     """Prints the rows of `score_edits`."""
     chosen = {} if TASKS.value is None else {"tasks": TASKS.value}
+    model, clips = sora_jax.load(CHECKPOINT.value), CLIPS.value or 50
+    if DATASET.value is None:
+        examples = render_examples(clips, model.settings.frames)
+    else:
+        source = ClipDataset(DATASET.value, "validation", fps=model.fps)
+        examples = read_examples(source, model, clips)
     scores = score_edits(
-        sora_jax.load(CHECKPOINT.value),
-        clips=CLIPS.value or 50,
+        model,
+        examples,
         steps=STEPS.value,
         guidance=GUIDANCE.value,
         solver=SOLVER.value,

@@ -1,8 +1,8 @@
-"""Does a model keep what it is given, and go on from it? Every task, on clips whose truth is known.
+"""Does a model keep what it is given, and go on from it? Every task, clip by clip.
 
-Scenes of the rendered world, in combinations that training never shows, with one sprite each. A
-jump is the mean change of a pixel across a seam, over the median change between neighbouring frames
-of the same video: 1 is a seam that nobody can find.
+A jump is the mean change of a pixel across a seam, over the median change between neighbouring
+frames of the same video: 1 is a seam that nobody can find. Of clips whose truth is known, what is
+made is read back and compared with it.
 """
 
 import dataclasses
@@ -15,16 +15,9 @@ from typing import Any
 import numpy as np
 
 from sora_jax import endless, prompting
-from sora_jax.buckets import Bucket
 from sora_jax.data.worlds import verify
-from sora_jax.data.worlds.shapes import (
-    COLOURS,
-    Scene,
-    captions,
-    held_out_combinations,
-    place,
-    render,
-)
+from sora_jax.data.worlds.shapes import COLOURS
+from sora_jax.evaluation.examples import Example, another
 from sora_jax.evaluation.reconstruction import psnr
 from sora_jax.models.pixels import to_float
 from sora_jax.pipeline import Model
@@ -32,33 +25,13 @@ from sora_jax.video_io import write
 
 logger = logging.getLogger("sora_jax")
 
-SHAPES = ((64, 64), (64, 96), (96, 64))  # (height, width), in turn
-SECONDS = 1.5
+SECONDS = 1.5  # of what is made, but
+LOOP_SECONDS = 8.0  # of a loop from text: long enough for a shape to come round
+LONG_SECONDS = 60.0
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _SHOWN = 6  # clips of a task that go into its picture
 
 Scores = dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A rendered clip, what is in it, and the words for it."""
-
-    scene: Scene
-    frames: np.ndarray
-    prompt: str
-
-
-def make_examples(count: int, frames: int) -> list[Example]:
-    """Scenes of one sprite in held-out combinations, spread evenly; always the same ones."""
-    every = held_out_combinations()
-    rng = np.random.default_rng(0)
-    examples = []
-    for i in range(count):
-        bucket = Bucket(frames, *SHAPES[i % len(SHAPES)])
-        scene = place(rng, bucket, [every[i * len(every) // count]])
-        examples.append(Example(scene, render(scene), captions(scene, rng)["detailed"]))
-    return examples
 
 
 def changes(video: np.ndarray) -> np.ndarray:
@@ -72,8 +45,11 @@ def jump(video: np.ndarray, seam: int) -> float:
     return float(every[seam - 1] / max(np.median(every), 1e-6))
 
 
-def _right(frames: np.ndarray, scene: Scene) -> Scores:
-    found = verify.check(frames, scene)
+def _right(frames: np.ndarray, example: Example) -> Scores:
+    """What the frames show as it should be, where that is known."""
+    if example.scene is None:
+        return {}
+    found = verify.check(frames, example.scene)
     return {name: float(found[name]) for name in ("colour", "shape", "direction", "all")}
 
 
@@ -85,7 +61,7 @@ def _extend(model: Model, example: Example, seconds: float, **sampling: Any) -> 
         (video[:count], video[count:], count) if seconds > 0 else (video[new:], video[:new], new)
     )
     kept = bool((old == example.frames).all())
-    return {"kept": kept, "jump": jump(video, seam), **_right(made, example.scene)}, video
+    return {"kept": kept, "jump": jump(video, seam), **_right(made, example)}, video
 
 
 def extend_forwards(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
@@ -103,14 +79,14 @@ def loop(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
     video = prompting.loop(model, example.frames, example.prompt, SECONDS, seed=seed, **sampling)
     count, twice = len(example.frames), np.concatenate([video, video])
     scores = {"jump_out": jump(twice, count), "jump_back": jump(twice, len(video))}
-    return {**scores, **_right(video[count:], example.scene)}, twice
+    return {**scores, **_right(video[count:], example)}, twice
 
 
 def loop_from_text(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
     """How a loop's seam compares with the changes inside it, and two rounds of the video."""
     height, width = example.frames.shape[1:3]
     video = endless.endless_loop(
-        model, example.prompt, 2.5, size=(width, height), seed=seed, **sampling
+        model, example.prompt, LOOP_SECONDS, size=(width, height), seed=seed, **sampling
     )
     twice = np.concatenate([video, video])
     inside = changes(video)
@@ -119,13 +95,42 @@ def loop_from_text(model: Model, example: Example, seed: int, **sampling: Any) -
         "jump": jump(twice, len(video)),
         "seam_over_95th": float(seam / max(np.quantile(inside, 0.95), 1e-6)),
     }
-    return {**scores, **_right(video, example.scene)}, twice
+    return {**scores, **_right(video, example)}, twice
 
 
 def animate(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
     """Scores of a clip from its first frame, and the video."""
     video = prompting.animate(model, example.frames[0], example.prompt, seed=seed, **sampling)
-    return {"jump": jump(video, 1), **_right(video, example.scene)}, video
+    return {"jump": jump(video, 1), **_right(video, example)}, video
+
+
+def long(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
+    """How a long video is at its end, compared with its sixth second, and a part of it."""
+    height, width = example.frames.shape[1:3]
+    pieces = endless.long_video(
+        model, example.prompt, LONG_SECONDS, size=(width, height), seed=seed, **sampling
+    )
+    video = np.concatenate(list(pieces))
+    count = min(model.settings.frames, len(video) // 3)
+    start = min(round(5 * model.fps), len(video) - 2 * count)
+    parts = {"early": video[start : start + count], "end": video[-count:]}
+    scores = {
+        f"{name}_{when}": value
+        for when, frames in parts.items()
+        for name, value in _right(frames, example).items()
+    }
+    early, end = parts.values()
+    return {
+        **scores,
+        "colour_change": float(np.abs(early.mean((0, 1, 2)) - end.mean((0, 1, 2))).mean()),
+        "sharpness_kept": _sharpness(end) / max(_sharpness(early), 1e-6),
+    }, video[:: max(1, len(video) // 48)]
+
+
+def _sharpness(frames: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring pixels."""
+    frames = frames.astype(np.float32)
+    return float(sum(np.abs(np.diff(frames, axis=axis)).mean() for axis in (1, 2)))
 
 
 def keyframes(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
@@ -135,7 +140,7 @@ def keyframes(model: Model, example: Example, seed: int, **sampling: Any) -> tup
     video = prompting.from_keyframes(model, given, example.prompt, seed=seed, **sampling)
     at = [0, last]
     pair = (to_float(frames[at]) for frames in (video, example.frames))
-    return {"psnr": float(np.mean(psnr(*pair))), **_right(video, example.scene)}, video
+    return {"psnr": float(np.mean(psnr(*pair))), **_right(video, example)}, video
 
 
 TASKS: dict[str, Callable[..., tuple]] = {
@@ -145,78 +150,84 @@ TASKS: dict[str, Callable[..., tuple]] = {
     "loop": loop,
     "text_loop": loop_from_text,
     "keyframes": keyframes,
+    "long": long,
 }
+EVERY = (*TASKS, "connect", "edit")
 
 
 def connect(
     model: Model, first: Example, second: Example, seed: int, **sampling: Any
 ) -> tuple[Scores, np.ndarray]:
-    """Scores of the passage between two clips of different sprites, and the video."""
+    """Scores of the passage between two clips, and the video."""
+    prompt = f"{first.prompt.rstrip('.')}, then {second.prompt}"
+    try:
+        model.tokenizer.check_length(prompt, model.settings.text_length)
+    except ValueError:
+        prompt = second.prompt
     video = prompting.connect(
-        model, first.frames, second.frames, second.prompt, SECONDS, seed=seed, **sampling
+        model, first.frames, second.frames, prompt, SECONDS, seed=seed, **sampling
     )
     start, end = len(first.frames), len(video) - len(second.frames)
-    seen = [
-        {sprite.colour for sprite in verify.read(frames).sprites}
-        for frames in (video[start : start + 4], video[end - 4 : end])
-    ]
-    scores = {
-        "jump_out": jump(video, start),
-        "jump_in": jump(video, end),
-        "starts_as_first": float(first.scene.sprites[0].colour in seen[0]),
-        "ends_as_second": float(second.scene.sprites[0].colour in seen[1]),
-    }
+    scores = {"jump_out": jump(video, start), "jump_in": jump(video, end)}
+    if first.scene is not None:
+        seen = [
+            {sprite.colour for sprite in verify.read(frames).sprites}
+            for frames in (video[start : start + 4], video[end - 4 : end])
+        ]
+        scores["starts_as_first"] = float(first.scene.sprites[0].colour in seen[0])
+        scores["ends_as_second"] = float(second.scene.sprites[0].colour in seen[1])
     return scores, video
 
 
 def edit(
     model: Model, example: Example, seed: int, **sampling: Any
 ) -> tuple[dict[float, Scores], np.ndarray]:
-    """For each strength how near an edit to another colour is to its input and to its prompt."""
-    colours = list(COLOURS)
-    old = example.scene.sprites[0]
-    new = colours[(colours.index(old.colour) + 2) % len(colours)]
-    wanted = [dataclasses.replace(old, colour=new)]
-    prompt = example.prompt.replace(old.colour, new)
+    """For each strength how near an edit is to its input and to its prompt: another colour, or the
+    clip's own caption where it is not known what there is to recolour."""
+    prompt, wanted = example.prompt, []
+    if example.scene is not None:
+        colours = list(COLOURS)
+        old = example.scene.sprites[0]
+        new = colours[(colours.index(old.colour) + 2) % len(colours)]
+        wanted = [dataclasses.replace(old, colour=new)]
+        prompt = prompt.replace(old.colour, new)
     truth = to_float(example.frames)
     rows, videos = {}, []
     for strength in STRENGTHS:
         video = prompting.edit(model, example.frames, prompt, strength, seed=seed, **sampling)
         videos.append(video)
-        found = verify.check(video, wanted)
-        rows[strength] = {
-            "psnr": float(np.mean(psnr(to_float(video), truth))),
-            "new_colour": float(found["colour"]),
-            "shape": float(found["shape"]),
-            "direction": float(found["direction"]),
-        }
+        rows[strength] = {"psnr": float(np.mean(psnr(to_float(video), truth)))}
+        if wanted:
+            found = verify.check(video, wanted)
+            rows[strength]["new_colour"] = float(found["colour"])
+            rows[strength]["shape"] = float(found["shape"])
+            rows[strength]["direction"] = float(found["direction"])
     return rows, np.concatenate(videos, axis=2)
 
 
 def score_edits(
     model: Model,
+    examples: Sequence[Example],
     *,
-    clips: int = 50,
-    tasks: Sequence[str] = (*TASKS, "connect", "edit"),
+    tasks: Sequence[str] = EVERY,
     folder: pathlib.Path | None = None,
     **sampling: Any,
 ) -> dict[str, Scores]:
     """Scores of each task over the same clips: medians of jumps, means of the rest.
 
     Args:
-      model: a model of the rendered world.
-      clips: how many.
-      tasks: names in TASKS, "connect" and "edit", whose rows are "edit STRENGTH".
+      model: the model.
+      examples: the clips, of the model's own length.
+      tasks: names in EVERY; the rows of "edit" are "edit STRENGTH".
       folder: gets a moving picture of each task and the scores as json.
       **sampling: steps, guidance, solver of `Model.sample`.
 
     Raises:
       ValueError: an unknown task.
     """
-    unknown = sorted(set(tasks) - {*TASKS, "connect", "edit"})
+    unknown = sorted(set(tasks) - set(EVERY))
     if unknown:
-        raise ValueError(f"task {unknown[0]!r} is unknown; use {[*TASKS, 'connect', 'edit']}")
-    examples = make_examples(clips, model.settings.frames)
+        raise ValueError(f"task {unknown[0]!r} is unknown; use {list(EVERY)}")
     result: dict[str, Scores] = {}
     for task in tasks:
         rows: dict[str, list[Scores]] = {}
@@ -227,7 +238,7 @@ def score_edits(
                 for strength, row in some.items():
                     rows.setdefault(f"edit {strength}", []).append(row)
             elif task == "connect":
-                other = _another(examples, i)
+                other = another(examples, i)
                 if other is None:
                     continue
                 row, video = connect(model, example, other, i, **sampling)
@@ -237,7 +248,9 @@ def score_edits(
                 rows.setdefault(task, []).append(row)
             videos.append(video)
         if not videos:
-            raise ValueError(f"{clips} clips hold no two of one size and two colours; use more")
+            raise ValueError(
+                f"{len(examples)} clips hold no two of one size and two colours; use more"
+            )
         for name, every in rows.items():
             result[name] = {
                 key: float(
@@ -254,17 +267,6 @@ def score_edits(
     if folder is not None:
         (folder / "edits.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
-
-
-def _another(examples: Sequence[Example], i: int) -> Example | None:
-    """A clip of the same size and another colour, from half-way round the list on."""
-    count = len(examples)
-    for step in range(count):
-        other = examples[(i + count // 2 + step) % count]
-        same_size = other.frames.shape == examples[i].frames.shape
-        if same_size and other.scene.sprites[0].colour != examples[i].scene.sprites[0].colour:
-            return other
-    return None
 
 
 def _sheet(videos: Sequence[np.ndarray]) -> np.ndarray:
