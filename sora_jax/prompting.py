@@ -19,6 +19,7 @@ import numpy as np
 
 from sora_jax.diffusion.conditioning import Given
 from sora_jax.pipeline import Model
+from sora_jax.seams import fade_in, fade_out
 from sora_jax.windows import (
     Windows,
     check_seconds,
@@ -47,6 +48,7 @@ def animate(
         raise ValueError("a video of one frame is the image itself; ask for more frames")
     first = Given(model.encode(image[None, None])[0], 0)
     clip = model.sample(prompt, size=_size(image), given=[first], **sampling)
+    clip[..., 1:, :, :, :] = fade_in(clip[..., 1:, :, :, :], clip[..., 0, :, :, :], image)
     clip[..., 0, :, :, :] = image
     return clip
 
@@ -88,11 +90,15 @@ def extend(
     context = windows.context
     if seconds > 0:
         kept = encode_tail(model, video, context, "the video")
-        made = model.to_frames(windows.forwards(kept, count)[None])[0]
-        return np.concatenate([video, made[frames_of(model, context) :][:count]])
+        frames = model.to_frames(windows.forwards(kept, count)[None])[0]
+        end = frames_of(model, context)
+        made = fade_in(frames[end:][:count], frames[end - 1], video[-1])
+        return np.concatenate([video, made])
     kept = encode_head(model, video, context, "the video")
-    made = model.to_frames(windows.backwards(kept, count)[None])[0]
-    return np.concatenate([made[-count:], video])
+    frames = model.to_frames(windows.backwards(kept, count)[None])[0]
+    end = len(frames) - context * model.vae_config.temporal_stride
+    made = fade_out(frames[end - count : end], frames[end], video[0])
+    return np.concatenate([made, video])
 
 
 def connect(
@@ -303,5 +309,7 @@ def _passage(
         latents = windows.forwards(latents, (count - middle) * stride)[: context + count - middle]
     after = encode_head(model, second, tail, "the second video")
     passage = windows.between(latents[-context:], after, middle)
-    frames = model.to_frames(jnp.concatenate([latents, passage])[None])[0]
-    return frames[frames_of(model, context) :]
+    frames = model.to_frames(jnp.concatenate([latents, passage, after])[None])[0]
+    start, end = frames_of(model, context), len(frames) - tail * stride
+    made = fade_in(frames[start:end], frames[start - 1], first[-1])
+    return fade_out(made, frames[end], second[0])

@@ -124,7 +124,7 @@ class Windows:
         return latents
 
     def backwards(self, kept: jax.Array, count: int) -> jax.Array:
-        """Latents of at least `count` frames that lead up to `kept`.
+        """Latents of at least `count` frames that lead up to `kept`, and `kept`.
 
         The first latent frame of a window is a single frame, and only the earliest window may
         begin with one: the others leave theirs out.
@@ -135,7 +135,7 @@ class Windows:
             given = [Given(latents[: self.context], free)]
             made = self._sample(self.length, given, _BACKWARDS, step)
             latents = jnp.concatenate([made[1:free], latents])
-        return jnp.concatenate([made[:1], latents[: len(latents) - len(kept)]])
+        return jnp.concatenate([made[:1], latents])
 
     def between(self, before: jax.Array, after: jax.Array, middle: int) -> jax.Array:
         """The `middle` latent frames from `before` to `after`, in one window."""

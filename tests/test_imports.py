@@ -24,7 +24,8 @@ ARROWS = {
     "pipeline": {"models", "diffusion", "generation", "language", "weights"},
     "endless": {"diffusion", "pipeline", "windows"},
     "windows": {"diffusion", "pipeline"},
-    "prompting": {"diffusion", "pipeline", "windows"},
+    "seams": set(),
+    "prompting": {"diffusion", "pipeline", "seams", "windows"},
     "evaluation": {
         *("buckets", "data", "diffusion", "models", "pipeline", "prompting", "endless", "weights"),
         "video_io",

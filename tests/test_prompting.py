@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sora_jax
-from sora_jax import generation
+from sora_jax import generation, windows
 from tests.tiny_model import PROMPT, SIZE, write_model
 
 FPS, FRAMES = 8, 17
@@ -158,7 +158,31 @@ def test_what_is_made_lies_right_beside_what_is_given(model):
         patch.setattr(type(model), "sample_latents", recall)
         # The last five frames of a video that begins it are its two first latent frames.
         after = sora_jax.extend(model, whole[:5], PROMPT, 3.0)
-    np.testing.assert_allclose(after[5:], shown[5:29].astype(int), atol=2)
+    np.testing.assert_allclose(after[9:], shown[9:29].astype(int), atol=2)
+    # What the VAE makes of the last given frame fades out over the four in between.
+    error = whole[4].astype(int) - shown[4]
+    for i, share in enumerate((0.8, 0.6, 0.4, 0.2)):
+        expected = np.clip(shown[5 + i] + share * error, 0, 255)
+        np.testing.assert_allclose(after[5 + i], expected, atol=3)
+
+
+def test_what_leads_up_to_a_video_meets_it_as_the_vae_would_show_it(model):
+    """Whatever is made before, the frame before the seam takes over most of the VAE's error."""
+    video = frames(9)
+    kept, seen = windows.encode_head(model, video, 2, "it"), []
+
+    def decode(self, latents):
+        seen.append(self.decode(latents))
+        seen[0] = np.concatenate(list(seen[0]), axis=1)
+        return seen[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "to_frames", decode)
+        before = sora_jax.extend(model, video, PROMPT, -1.0)
+    (all_frames,) = seen[0]
+    end = len(all_frames) - 4 * len(kept)
+    expected = all_frames[end - 1] + 0.8 * (video[0].astype(int) - all_frames[end])
+    np.testing.assert_allclose(before[7], np.clip(expected, 0, 255), atol=1)
 
 
 def test_windows_and_tasks_have_noise_of_their_own(model, monkeypatch):
