@@ -1,4 +1,4 @@
-"""Prompting with images and videos: animate, extend, connect, loop, edit, enlarge, keyframes.
+"""Prompting with images and videos: animate, extend, edit, enlarge, keyframes.
 
 Each is a choice of latents that are given, and where; one model and one sampler serve all of it.
 
@@ -19,14 +19,14 @@ import numpy as np
 
 from sora_jax.diffusion.conditioning import Given
 from sora_jax.pipeline import Model
-from sora_jax.seams import fade_in, fade_out
+from sora_jax.seams import fade_in
 from sora_jax.windows import (
     Windows,
+    check_frames,
+    check_same_size,
     check_seconds,
-    encode_head,
     encode_inside,
-    encode_tail,
-    frames_of,
+    size_of,
 )
 
 # Of the strengths tried, the one at which drafts keep their layout and gain the most.
@@ -43,11 +43,11 @@ def animate(
       prompt: what happens.
       **sampling: frames, seed, steps, guidance, solver of `Model.sample`.
     """
-    _check_frames(model, image[None], "the image")
+    check_frames(model, image[None], "the image")
     if sampling.get("frames") == 1:
         raise ValueError("a video of one frame is the image itself; ask for more frames")
     first = Given(model.encode(image[None, None])[0], 0)
-    clip = model.sample(prompt, size=_size(image), given=[first], **sampling)
+    clip = model.sample(prompt, size=size_of(image), given=[first], **sampling)
     clip[..., 1:, :, :, :] = fade_in(clip[..., 1:, :, :, :], clip[..., 0, :, :, :], image)
     clip[..., 0, :, :, :] = image
     return clip
@@ -80,61 +80,16 @@ def extend(
     Raises:
       ValueError: nothing to add, or a video that is too short to go on from.
     """
-    _check_frames(model, video, "the video")
+    check_frames(model, video, "the video")
     count = round(abs(check_seconds(seconds)) * model.fps)
     if count < 1:
         raise ValueError(
             f"{seconds} seconds are less than a frame of {1 / model.fps:.3g} seconds; give more"
         )
-    windows = Windows(model, prompt, _size(video), seed, sampling)
-    context = windows.context
+    windows = Windows(model, prompt, size_of(video), seed, sampling)
     if seconds > 0:
-        kept = encode_tail(model, video, context, "the video")
-        frames = model.to_frames(windows.forwards(kept, count)[None])[0]
-        end = frames_of(model, context)
-        made = fade_in(frames[end:][:count], frames[end - 1], video[-1])
-        return np.concatenate([video, made])
-    kept = encode_head(model, video, context, "the video")
-    frames = model.to_frames(windows.backwards(kept, count)[None])[0]
-    end = len(frames) - context * model.vae_config.temporal_stride
-    made = fade_out(frames[end - count : end], frames[end], video[0])
-    return np.concatenate([made, video])
-
-
-def connect(
-    model: Model,
-    first: np.ndarray,
-    second: np.ndarray,
-    prompt: str,
-    seconds: float,
-    *,
-    seed: int = 0,
-    **sampling: Any,
-) -> np.ndarray:
-    """Two videos with a passage between them: uint8 [F, H, W, 3].
-
-    Args:
-      first, second: uint8 [F, H, W, 3] of one size, at the model's frame rate.
-      prompt: what is to be seen.
-      seconds: duration of the passage, to the nearest latent frame.
-      seed, **sampling: see `extend`.
-
-    Raises:
-      ValueError: sizes that differ, or a video that is too short.
-    """
-    made = _passage(model, first, second, prompt, seconds, seed, sampling)
-    return np.concatenate([first, made, second])
-
-
-def loop(
-    model: Model, video: np.ndarray, prompt: str, seconds: float, *, seed: int = 0, **sampling: Any
-) -> np.ndarray:
-    """A video and a passage from its end to its beginning, to be shown over and over.
-
-    Args and errors: see `connect`.
-    """
-    made = _passage(model, video, video, prompt, seconds, seed, sampling)
-    return np.concatenate([video, made])
+        return np.concatenate([video, windows.after(video, count)])
+    return np.concatenate([windows.before(video, count), video])
 
 
 def edit(
@@ -160,7 +115,7 @@ def edit(
     Raises:
       ValueError: a strength outside [0, 1], or not as many as frames.
     """
-    _check_frames(model, video, "the video")
+    check_frames(model, video, "the video")
     stride, count = model.vae_config.temporal_stride, len(video)
     each = np.asarray(strength, np.float32)
     if each.ndim and each.shape != (count,):
@@ -176,7 +131,7 @@ def edit(
         each = np.concatenate([each[:1], each[1:].reshape(-1, stride).mean(axis=1)])
     given = Given(model.encode(padded[None])[0], 0, each)
     frames = len(padded)
-    clip = model.sample(prompt, size=_size(video), frames=frames, given=[given], **sampling)
+    clip = model.sample(prompt, size=size_of(video), frames=frames, given=[given], **sampling)
     return clip[..., :count, :, :, :]
 
 
@@ -199,7 +154,7 @@ def enlarge(
       strength: how much is made anew; less keeps more of the draft, and of its blur.
       **sampling: seed, steps, guidance, solver of `Model.sample`.
     """
-    _check_frames(model, video, "the video")
+    check_frames(model, video, "the video")
     width, height = size
     model.latent_shape(size, 1)
     shape = (len(video), height, width, 3)
@@ -236,8 +191,8 @@ def from_keyframes(
     first = next(iter(keyframes.values()))
     given, times = [], {}
     for time, image in sorted(keyframes.items()):
-        _check_frames(model, image[None], f"the keyframe at {time} s")
-        _check_same_size(first, image)
+        check_frames(model, image[None], f"the keyframe at {time} s")
+        check_same_size(first, image)
         frame = round(check_seconds(time) * model.fps)
         if not 0 <= frame < frames:
             raise ValueError(
@@ -254,62 +209,4 @@ def from_keyframes(
         still = np.repeat(image[None], stride, axis=0)
         latents = model.encode(image[None, None])[0] if start == 0 else encode_inside(model, still)
         given.append(Given(latents, start, strength))
-    return model.sample(prompt, size=_size(first), frames=frames, given=given, **sampling)
-
-
-def _size(frames: np.ndarray) -> tuple[int, int]:
-    """(width, height) of frames [..., H, W, 3]."""
-    return frames.shape[-2], frames.shape[-3]
-
-
-def _check_frames(model: Model, frames: np.ndarray, name: str) -> None:
-    if frames.dtype != np.uint8:
-        raise ValueError(f"{name} is {frames.dtype}; give uint8 pixels, 0 to 255")
-    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise ValueError(f"{name} has shape {frames.shape}; it must be [F, H, W, 3]")
-    model.latent_shape(_size(frames), 1)
-
-
-def _check_same_size(first: np.ndarray, second: np.ndarray) -> None:
-    if _size(first) != _size(second):
-        raise ValueError(
-            f"sizes {_size(first)} and {_size(second)} (width, height) differ: resize one of them"
-        )
-
-
-def _passage(
-    model: Model,
-    first: np.ndarray,
-    second: np.ndarray,
-    prompt: str,
-    seconds: float,
-    seed: int,
-    sampling: Mapping[str, Any],
-) -> np.ndarray:
-    """Frames between the end of one video and the beginning of another.
-
-    What one window cannot hold between both ends is first added to the end of the first.
-    """
-    _check_frames(model, first, "the first video")
-    _check_frames(model, second, "the second video")
-    _check_same_size(first, second)
-    stride = model.vae_config.temporal_stride
-    windows = Windows(model, prompt, _size(first), seed, sampling)
-    length, context = windows.length, windows.context
-    count = round(check_seconds(seconds) * model.fps / stride)
-    if count < 1:
-        raise ValueError(
-            f"{seconds} seconds hold no latent frame of {stride / model.fps:.3g} s; give more"
-        )
-    # Both ends show how they move, the first by all of its context.
-    middle = min(count, length - context - 1)
-    tail = min(context, length - context - middle)
-    latents = encode_tail(model, first, context, "the first video")
-    if count > middle:
-        latents = windows.forwards(latents, (count - middle) * stride)[: context + count - middle]
-    after = encode_head(model, second, tail, "the second video")
-    passage = windows.between(latents[-context:], after, middle)
-    frames = model.to_frames(jnp.concatenate([latents, passage, after])[None])[0]
-    start, end = frames_of(model, context), len(frames) - tail * stride
-    made = fade_in(frames[start:end], frames[start - 1], first[-1])
-    return fade_out(made, frames[end], second[0])
+    return model.sample(prompt, size=size_of(first), frames=frames, given=given, **sampling)

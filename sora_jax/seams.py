@@ -1,4 +1,4 @@
-"""Where frames that are given meet frames that are made.
+"""Where frames that are given meet frames that are made, and one video meets another.
 
 The VAE never shows a frame quite as it is, so a video that went over from given frames to decoded
 ones would change its tint and its sharpness from one frame to the next. What the VAE got wrong
@@ -27,3 +27,28 @@ def fade_in(made: np.ndarray, shown: np.ndarray, given: np.ndarray) -> np.ndarra
 def fade_out(made: np.ndarray, shown: np.ndarray, given: np.ndarray) -> np.ndarray:
     """Made frames that lead up to a given one; see `fade_in`."""
     return fade_in(made[..., ::-1, :, :, :], shown, given)[..., ::-1, :, :, :]
+
+
+def dissolve(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Two clips laid over each other: uint8 [F, H, W, 3].
+
+    Args:
+      first, second: uint8 [F, H, W, 3].
+      share: of the second one in each frame, [F].
+    """
+    share = share.reshape(-1, 1, 1, 1).astype(np.float32)
+    return ((1 - share) * first + share * second + 0.5).astype(np.uint8)
+
+
+def changes(video: np.ndarray) -> np.ndarray:
+    """Mean absolute change of a pixel from each frame to the next, [F - 1]."""
+    return np.abs(np.diff(video.astype(np.float32), axis=0)).mean(axis=(1, 2, 3))
+
+
+def jump(video: np.ndarray, seam: int) -> float:
+    """The change into frame `seam`, over the median change between neighbouring frames.
+
+    1 is a seam that nobody can find.
+    """
+    every = changes(video)
+    return float(every[seam - 1] / max(np.median(every), 1e-6))

@@ -10,6 +10,7 @@ import numpy as np
 
 from sora_jax.diffusion.conditioning import Given
 from sora_jax.pipeline import Model
+from sora_jax.seams import fade_in, fade_out
 
 # Latent frames of stillness, after the single first one, before a clip that is given later. With
 # two, its first latent frame is 0.13 standard deviations from what its true past would have made
@@ -33,6 +34,27 @@ def check_seconds(seconds: float) -> float:
     return seconds
 
 
+def size_of(frames: np.ndarray) -> tuple[int, int]:
+    """(width, height) of frames [..., H, W, 3]."""
+    return frames.shape[-2], frames.shape[-3]
+
+
+def check_frames(model: Model, frames: np.ndarray, name: str) -> None:
+    """Raises ValueError unless frames are uint8 [F, H, W, 3] of a size that the model can make."""
+    if frames.dtype != np.uint8:
+        raise ValueError(f"{name} is {frames.dtype}; give uint8 pixels, 0 to 255")
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"{name} has shape {frames.shape}; it must be [F, H, W, 3]")
+    model.latent_shape(size_of(frames), 1)
+
+
+def check_same_size(first: np.ndarray, second: np.ndarray) -> None:
+    """Raises ValueError if two clips or images differ in width or height."""
+    if size_of(first) != size_of(second):
+        sizes = f"{size_of(first)} and {size_of(second)}"
+        raise ValueError(f"sizes {sizes} (width, height) differ: resize one of them")
+
+
 def window_length(model: Model, purpose: str) -> int:
     """Latent frames of a window, those of the model's own clips.
 
@@ -53,18 +75,34 @@ def frames_of(model: Model, latent_frames: int) -> int:
     return 1 + (latent_frames - 1) * model.vae_config.temporal_stride
 
 
-def encode_tail(model: Model, video: np.ndarray, context: int, name: str) -> jax.Array:
-    """Latents of the end of a video, as the `context` first latent frames of a clip.
-
-    Raises:
-      ValueError: a video that is too short; `name` is what the message calls it.
-    """
+def check_tail(model: Model, video: np.ndarray, context: int, name: str) -> None:
+    """Raises ValueError if the end of a video is no `context` latent frames."""
     count = frames_of(model, context)
     if len(video) < count:
         raise ValueError(
             f"{name} has {len(video)} frames, and going on from its end takes {count}: give a "
             "longer one, or animate an image"
         )
+
+
+def check_head(model: Model, video: np.ndarray, context: int, name: str) -> None:
+    """Raises ValueError if the beginning of a video is no `context` latent frames."""
+    count = context * model.vae_config.temporal_stride
+    if len(video) < count:
+        raise ValueError(
+            f"{name} has {len(video)} frames, and leading up to its beginning takes {count}: give "
+            "a longer one"
+        )
+
+
+def encode_tail(model: Model, video: np.ndarray, context: int, name: str) -> jax.Array:
+    """Latents of the end of a video, as the `context` first latent frames of a clip.
+
+    Raises:
+      ValueError: a video that is too short; `name` is what the message calls it.
+    """
+    check_tail(model, video, context, name)
+    count = frames_of(model, context)
     return model.encode(video[None, len(video) - count :])[0]
 
 
@@ -74,13 +112,8 @@ def encode_head(model: Model, video: np.ndarray, context: int, name: str) -> jax
     Raises:
       ValueError: a video that is too short; `name` is what the message calls it.
     """
-    count = context * model.vae_config.temporal_stride
-    if len(video) < count:
-        raise ValueError(
-            f"{name} has {len(video)} frames, and leading up to its beginning takes {count}: give "
-            "a longer one"
-        )
-    return encode_inside(model, video[:count])
+    check_head(model, video, context, name)
+    return encode_inside(model, video[: context * model.vae_config.temporal_stride])
 
 
 def encode_inside(model: Model, frames: np.ndarray) -> jax.Array:
@@ -113,6 +146,20 @@ class Windows:
     def context(self) -> int:
         """Latent frames that a window takes from its neighbour: about half."""
         return self.length // 2
+
+    def after(self, video: np.ndarray, count: int) -> np.ndarray:
+        """The `count` frames after a video."""
+        kept = encode_tail(self.model, video, self.context, "the video")
+        frames = self.model.to_frames(self.forwards(kept, count)[None])[0]
+        end = frames_of(self.model, self.context)
+        return fade_in(frames[end:][:count], frames[end - 1], video[-1])
+
+    def before(self, video: np.ndarray, count: int) -> np.ndarray:
+        """The `count` frames before a video."""
+        kept = encode_head(self.model, video, self.context, "the video")
+        frames = self.model.to_frames(self.backwards(kept, count)[None])[0]
+        end = len(frames) - self.context * self.model.vae_config.temporal_stride
+        return fade_out(frames[end - count : end], frames[end], video[0])
 
     def forwards(self, kept: jax.Array, count: int) -> jax.Array:
         """`kept` and the latents of at least `count` frames after it, [T, h, w, C]."""

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import sora_jax
-from sora_jax import generation, windows
+from sora_jax import generation, passages, windows
+from sora_jax.seams import jump
 from tests.tiny_model import PROMPT, SIZE, write_model
 
 FPS, FRAMES = 8, 17
@@ -194,6 +195,7 @@ def test_windows_and_tasks_have_noise_of_their_own(model, monkeypatch):
         return noise(self, seed, shape)
 
     monkeypatch.setattr(type(model), "noise", record)
+    monkeypatch.setattr(passages, "_SEAMLESS", np.inf)
     model.sample_latents(PROMPT, size=SIZE)
     for seed in (0, 1):
         sora_jax.extend(model, frames(12), PROMPT, 3.0, seed=seed)
@@ -202,6 +204,23 @@ def test_windows_and_tasks_have_noise_of_their_own(model, monkeypatch):
     pieces = [x.ravel()[:64] for x in drawn]
     assert len(pieces) == 1 + 2 * (2 + 2 + 1)
     assert len({piece.tobytes() for piece in pieces}) == len(pieces)
+
+
+def test_videos_with_no_way_between_them_dissolve(model, monkeypatch):
+    first, second = frames(9), frames(9, seed=1)
+    monkeypatch.setattr(passages, "_SEAMLESS", np.inf)
+    led = sora_jax.connect(model, first, second, PROMPT, 1.0, seed=3)
+    monkeypatch.undo()
+    assert max(jump(led, 9), jump(led, 17)) > 1.5, "an untrained model knows no way"
+    whole = sora_jax.connect(model, first, second, PROMPT, 1.0, seed=3)
+    onwards = sora_jax.extend(model, first, PROMPT, 1.0, seed=3)[9:]
+    towards = sora_jax.extend(model, second, PROMPT, -1.0, seed=3)[:8]
+    time = np.arange(1, 9).reshape(-1, 1, 1, 1) / 9
+    share = 3 * time**2 - 2 * time**3
+    np.testing.assert_allclose(whole[9:17], (1 - share) * onwards + share * towards, atol=1)
+    # A way without a jump is taken as it is.
+    monkeypatch.setattr(passages, "jump", lambda *_: 1.4)
+    np.testing.assert_array_equal(sora_jax.connect(model, first, second, PROMPT, 1.0, seed=3), led)
 
 
 def test_a_windows_program_serves_every_task_of_its_length(model):

@@ -1,7 +1,6 @@
 """Does a model keep what it is given, and go on from it? Every task, clip by clip.
 
-A jump is the mean change of a pixel across a seam, over the median change between neighbouring
-frames of the same video: 1 is a seam that nobody can find. Of clips whose truth is known, what is
+Jumps at seams are those of `sora_jax.seams`. Of clips whose truth is known, what is
 made is read back and compared with it.
 """
 
@@ -14,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from sora_jax import endless, prompting
+from sora_jax import endless, passages, prompting
 from sora_jax.data.worlds import verify
 from sora_jax.data.worlds.shapes import COLOURS
 from sora_jax.evaluation.examples import Example, another
 from sora_jax.evaluation.reconstruction import psnr
 from sora_jax.models.pixels import to_float
 from sora_jax.pipeline import Model
+from sora_jax.seams import changes, jump
 from sora_jax.video_io import write
 
 logger = logging.getLogger("sora_jax")
@@ -32,17 +32,6 @@ STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _SHOWN = 6  # clips of a task that go into its picture
 
 Scores = dict[str, float]
-
-
-def changes(video: np.ndarray) -> np.ndarray:
-    """Mean absolute change of a pixel from each frame to the next, [F - 1]."""
-    return np.abs(np.diff(video.astype(np.float32), axis=0)).mean(axis=(1, 2, 3))
-
-
-def jump(video: np.ndarray, seam: int) -> float:
-    """The change into frame `seam`, over the median change between neighbouring frames."""
-    every = changes(video)
-    return float(every[seam - 1] / max(np.median(every), 1e-6))
 
 
 def _right(frames: np.ndarray, example: Example) -> Scores:
@@ -76,7 +65,7 @@ def extend_backwards(model: Model, example: Example, seed: int, **sampling: Any)
 
 def loop(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
     """Scores of the way from a clip's end to its beginning, and two rounds of the video."""
-    video = prompting.loop(model, example.frames, example.prompt, SECONDS, seed=seed, **sampling)
+    video = passages.loop(model, example.frames, example.prompt, SECONDS, seed=seed, **sampling)
     count, twice = len(example.frames), np.concatenate([video, video])
     scores = {"jump_out": jump(twice, count), "jump_back": jump(twice, len(video))}
     return {**scores, **_right(video[count:], example)}, twice
@@ -164,7 +153,7 @@ def connect(
         model.tokenizer.check_length(prompt, model.settings.text_length)
     except ValueError:
         prompt = second.prompt
-    video = prompting.connect(
+    video = passages.connect(
         model, first.frames, second.frames, prompt, SECONDS, seed=seed, **sampling
     )
     start, end = len(first.frames), len(video) - len(second.frames)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sora_jax.buckets import Bucket
-from sora_jax.data.worlds.dissolves import LENGTHS, Dissolves, dissolve
+from sora_jax.data.worlds.dissolves import LENGTHS, Dissolves
 from sora_jax.data.worlds.shapes import Shapes, is_held_out, render
 
 LONG, SHORT = Bucket(33, 64, 96), Bucket(17, 64, 64)
@@ -17,12 +17,6 @@ def source():
 
 def two_scenes(source):
     return [i for i in range(len(source)) if len(source.scenes(i)) == 2]
-
-
-def test_a_dissolve_passes_evenly_from_one_to_the_other():
-    first, second = (np.full((6, 1, 1, 3), value, np.uint8) for value in (10, 50))
-    mixed = dissolve(first, second, 2, 3)[:, 0, 0, 0]
-    np.testing.assert_array_equal(mixed, [10, 10, 20, 30, 40, 50])
 
 
 def test_long_clips_of_one_sprite_dissolve_as_often_as_asked(source):

@@ -9,18 +9,9 @@ import pytest
 
 import sora_jax
 from sora_jax.evaluation import editing
-from sora_jax.evaluation.editing import jump, score_edits
+from sora_jax.evaluation.editing import score_edits
 from sora_jax.evaluation.examples import Example, render_examples
 from tests.tiny_model import write_model
-
-
-def test_a_seam_is_measured_against_the_other_changes():
-    video = np.zeros((9, 4, 4, 3), np.uint8)
-    video += (np.arange(9) * 10)[:, None, None, None].astype(np.uint8)
-    assert jump(video, 4) == pytest.approx(1.0)
-    video[4:] += 20
-    assert jump(video, 4) == pytest.approx(3.0)
-    assert jump(video, 5) == pytest.approx(1.0)
 
 
 class Truth:

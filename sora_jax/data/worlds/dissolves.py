@@ -19,24 +19,12 @@ from sora_jax.data.worlds.shapes import (
     place,
     render,
 )
+from sora_jax.seams import dissolve
 
 LENGTHS = (4, 12)  # of a dissolve, frames
 _SHORTEST = 24  # clips of fewer frames are left as they are
 _EDGE = 6  # frames before and after a dissolve, at least
 _SAME = 0.5  # share of dissolves into a scene of the same caption
-
-
-def dissolve(first: np.ndarray, second: np.ndarray, start: int, length: int) -> np.ndarray:
-    """`first` until `start`, `length` mixed frames, then `second`: uint8 [F, H, W, 3].
-
-    Args:
-      first, second: uint8 [F, H, W, 3].
-      start: first mixed frame.
-      length: mixed frames, in which the second's share rises evenly.
-    """
-    share = np.clip((np.arange(len(first)) - start + 1) / (length + 1), 0, 1)
-    share = share.reshape(-1, 1, 1, 1).astype(np.float32)
-    return ((1 - share) * first + share * second + 0.5).astype(np.uint8)
 
 
 class Dissolves:
@@ -78,9 +66,11 @@ class Dissolves:
     def read(self, index: int, bucket: Bucket, rng: np.random.Generator) -> dict[str, Any]:
         """See `Shapes.read`."""
         scenes, start, length = self._draw(index, bucket)
-        frames = [render(scene) for scene in scenes]
-        mixed = dissolve(*frames, start, length) if len(frames) == 2 else frames[0]
-        return {"frames": mixed, "captions": _tell(scenes, rng)}
+        frames = render(scenes[0])
+        if len(scenes) == 2:
+            share = np.clip((np.arange(len(frames)) - start + 1) / (length + 1), 0, 1)
+            frames = dissolve(frames, render(scenes[1]), share)
+        return {"frames": frames, "captions": _tell(scenes, rng)}
 
     def _draw(self, index: int, bucket: Bucket | None) -> tuple[tuple[Scene, ...], int, int]:
         """Scenes, first mixed frame and number of mixed frames of a clip."""
