@@ -9,6 +9,8 @@ after `configs/clips_vae.py`. A few hundred clips are learnt by heart; that is t
 run, and a real one has a million.
 """
 
+from ml_collections import ConfigDict
+
 from configs import shapes_dit
 from sora_jax.buckets import make_buckets
 
@@ -27,6 +29,7 @@ def get_config():
     config.data.caption_weights = {"short": 0.2, "detailed": 0.8}
     config.data.held_out_batches = 4
     config.vae = "runs/clips_vae/model"
+    config.patterns = ConfigDict(shapes_dit.PROMPTING)
     config.tokenizer.vocabulary = 1024
     config.tokenizer.length = 96
     config.dit.width = 192

@@ -27,6 +27,10 @@ fell to zero before the text had a clear gradient.
 from ml_collections import ConfigDict
 
 STAGES = ("short", "clips", "prompting")
+PROMPTING = {
+    **{"none": 0.43, "first_frame": 0.1, "prefix": 0.09, "suffix": 0.09, "both_ends": 0.07},
+    **{"keyframes": 0.06, "soft_hint": 0.04, "hidden": 0.04, "staircase": 0.08},
+}
 
 
 def get_config(stage="clips"):
@@ -109,9 +113,7 @@ def get_config(stage="clips"):
     config.patterns = ConfigDict({"none": 0.8, "first_frame": 0.2})
     config.window = 0  # latent frames; longer clips are trained as windows from their middle
     if stage == "prompting":
-        config.patterns = ConfigDict({"none": 0.43, "first_frame": 0.1, "prefix": 0.09})
-        config.patterns.update({"suffix": 0.09, "both_ends": 0.07, "keyframes": 0.06})
-        config.patterns.update({"soft_hint": 0.04, "hidden": 0.04, "staircase": 0.08})
+        config.patterns = ConfigDict(PROMPTING)
         config.window = 5
 
     config.optimizer = ConfigDict()
