@@ -220,6 +220,12 @@ def test_train_refuses(tmp_path, arguments, message):
         (["--prompt=a", "--loop", "--frames=16"], "takes its duration from --seconds"),
         (["--prompt=a", "--image="], "error"),
         (["--prompt=a", "--hint=0.5"], "--hint is for"),
+        (["--prompt=a", "--draft=big"], "--draft=big is not WIDTHxHEIGHT"),
+        (["--prompt=a", "--draft=36x16"], "nearest are 32 and 40"),
+        (["--prompt=a", "--draft=32x16", "--loop"], "--draft is of a prompt alone"),
+        (["--prompt=a", "--guidance_interval=low,high"], "is not LOW,HIGH such as"),
+        (["--prompt=a", "--guidance_interval=0.5"], "must be two shares"),
+        (["--prompt=a", "--given_guidance=-1"], "guidance by given frames -1.0"),
         (["--prompt=a", "--fps=nan"], "--fps=nan"),
         (["--prompt=a", "--loop", "--output=OUT/a.png"], "makes a video"),
         (["--prompt=a", "--keyframe=later:a.png"], "is not SECONDS:FILE"),
@@ -255,6 +261,11 @@ def test_sample_goes_on_from_a_file(tmp_path):
     succeed(*sample, f"--video={longer}", "--edit=0.5", f"--output={edited}", "--size=16x16")
     info = video_io.probe(edited)
     assert (info.frames, info.width, info.height) == (17, 16, 16)
+    large = tmp_path / "large.png"
+    guided = ["--given_guidance=2", "--guidance_interval=0.2,0.9", "--guidance_rescale=0.5"]
+    succeed(*sample, *guided, f"--output={large}", "--draft=32x16", "--size=64x40")
+    info = video_io.probe(large)
+    assert (info.width, info.height) == (64, 40)
 
 
 TRAIN_BEYOND_MEMORY = """
