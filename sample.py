@@ -9,7 +9,7 @@ python sample.py --prompt=TEXT --seconds=60 --output=minute.mp4         # in a r
 python sample.py --prompt=TEXT --loop --seconds=3 --output=loop.mp4     # without a seam
 python sample.py --prompt=TEXT --video=a.mp4 --loop=1 --output=loop.mp4
 python sample.py --prompt=TEXT --video=a.mp4 --edit=0.6 --output=edited.mp4
-python sample.py --prompt=TEXT --video=a.mp4 --video=b.mp4 --connect=1 --output=both.mp4
+python sample.py --prompt=TEXT --then=TEXT --video=a.mp4 --video=b.mp4 --connect=1 --output=both.mp4
 python sample.py --prompt=TEXT --keyframe=0:a.png --keyframe=2:b.png --output=between.mp4
 """
 
@@ -63,6 +63,7 @@ LOOP = flags.DEFINE_string(
 )
 EDIT = flags.DEFINE_float("edit", None, "How much of the video is made anew, 0 to 1 (SDEdit).")
 CONNECT = flags.DEFINE_float("connect", None, "Seconds between the first and the second video.")
+THEN = flags.DEFINE_string("then", None, "What the second video shows, if not what --prompt says.")
 KEYFRAME = flags.DEFINE_multi_string("keyframe", [], "SECONDS:FILE, an image at its time.")
 HINT = flags.DEFINE_float("hint", None, "How far keyframes may be departed from, 0 to 1.")
 
@@ -142,6 +143,8 @@ def check_inputs():
             if needed
             else "--video needs --extend, --loop, --edit or --connect, each with its number"
         )
+    if THEN.value is not None and task != "connect":
+        raise ValueError("--then is what the second video of --connect shows; leave it out")
     if HINT.value is not None and task != "keyframe":
         raise ValueError("--hint is for the images of --keyframe; give one, or leave it out")
     if DRAFT.value is not None and task is not None:
@@ -254,7 +257,13 @@ def run():
         "extend": lambda: sora_jax.extend(model, inputs[0], prompt, EXTEND.value, **sampling),
         "loop": lambda: sora_jax.loop(model, inputs[0], prompt, parse_loop(), **sampling),
         "edit": lambda: sora_jax.edit(model, inputs[0], prompt, EDIT.value, **sampling),
-        "connect": lambda: sora_jax.connect(model, *inputs, prompt, CONNECT.value, **sampling),
+        "connect": lambda: sora_jax.connect(
+            model,
+            *inputs,
+            prompt if THEN.value is None else (prompt, THEN.value),
+            CONNECT.value,
+            **sampling,
+        ),
         "keyframe": lambda: sora_jax.from_keyframes(
             model,
             {time: image[0] for (time, _), image in zip(keyframes, inputs)},

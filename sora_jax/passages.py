@@ -1,5 +1,6 @@
 """From one video to another: connecting two, and closing one to a loop."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def connect(
     model: Model,
     first: np.ndarray,
     second: np.ndarray,
-    prompt: str,
+    prompt: str | tuple[str, str],
     seconds: float,
     *,
     seed: int = 0,
@@ -39,7 +40,7 @@ def connect(
 
     Args:
       first, second: uint8 [F, H, W, 3] of one size, at the model's frame rate.
-      prompt: what is to be seen.
+      prompt: what is to be seen; or what the first shows, and what the second.
       seconds: duration of the passage, to the nearest latent frame.
       seed, **sampling: see `extend`.
 
@@ -65,7 +66,7 @@ def _passage(
     model: Model,
     first: np.ndarray,
     second: np.ndarray,
-    prompt: str,
+    prompt: str | tuple[str, str],
     seconds: float,
     seed: int,
     sampling: Mapping[str, Any],
@@ -79,7 +80,8 @@ def _passage(
     check_frames(model, second, "the second video")
     check_same_size(first, second)
     stride = model.vae_config.temporal_stride
-    windows = Windows(model, prompt, size_of(first), seed, sampling)
+    told = (prompt, prompt) if isinstance(prompt, str) else prompt
+    windows = Windows(model, _one_after_the_other(model, told), size_of(first), seed, sampling)
     count = round(check_seconds(seconds) * model.fps / stride)
     if count < 1:
         raise ValueError(
@@ -92,10 +94,21 @@ def _passage(
     seams = (len(first), len(first) + len(made))
     if max(jump(video, seam) for seam in seams) <= _SEAMLESS:
         return made
-    onwards = windows.after(first, len(made))
-    towards = windows.before(second, len(made))
+    onwards, towards = (dataclasses.replace(windows, prompt=text) for text in told)
+    onwards, towards = onwards.after(first, len(made)), towards.before(second, len(made))
     time = (np.arange(len(made)) + 1) / (len(made) + 1)
     return dissolve(onwards, towards, time * time * (3 - 2 * time))
+
+
+def _one_after_the_other(model: Model, prompts: tuple[str, str]) -> str:
+    """One prompt for both: the second alone where they are the same, or too long together."""
+    before, after = prompts
+    both = f"{before.rstrip('.')}, then {after}"
+    try:
+        model.tokenizer.check_length(both, model.settings.text_length)
+    except ValueError:
+        return after
+    return after if before == after else both
 
 
 def _lead(windows: Windows, first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:

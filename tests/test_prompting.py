@@ -1,5 +1,7 @@
 """Images and videos as prompts: what is given stays, and decides what is made beside it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -221,6 +223,30 @@ def test_videos_with_no_way_between_them_dissolve(model, monkeypatch):
     # A way without a jump is taken as it is.
     monkeypatch.setattr(passages, "jump", lambda *_: 1.4)
     np.testing.assert_array_equal(sora_jax.connect(model, first, second, PROMPT, 1.0, seed=3), led)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "tokens", "read"),
+    [
+        (("a circle.", "a circle."), 64, ["a circle."]),
+        (("a circle.", "a square"), 64, ["a circle, then a square", "a circle.", "a square"]),
+        (("a circle.", "a square"), 8, ["a square", "a circle."]),
+    ],
+    ids=["one", "two", "too long together"],
+)
+def test_each_video_may_have_a_prompt_of_its_own(model, monkeypatch, prompts, tokens, read):
+    seen = []
+    model = dataclasses.replace(model, settings=model.settings.override(text_length=tokens))
+
+    def sample(self, prompt, **options):
+        seen.append(prompt)
+        return np.zeros((1, 5, 2, 4, 4), np.float32)
+
+    monkeypatch.setattr(type(model), "sample_latents", sample)
+    monkeypatch.setattr(passages, "jump", lambda *_: 2.0)
+    prompt = prompts[0] if prompts[0] == prompts[1] else prompts
+    sora_jax.connect(model, frames(9), frames(9), prompt, 1.0)
+    assert list(dict.fromkeys(seen)) == read
 
 
 def test_a_windows_program_serves_every_task_of_its_length(model):

@@ -148,13 +148,14 @@ def connect(
     model: Model, first: Example, second: Example, seed: int, **sampling: Any
 ) -> tuple[Scores, np.ndarray]:
     """Scores of the passage between two clips, and the video."""
-    prompt = f"{first.prompt.rstrip('.')}, then {second.prompt}"
-    try:
-        model.tokenizer.check_length(prompt, model.settings.text_length)
-    except ValueError:
-        prompt = second.prompt
     video = passages.connect(
-        model, first.frames, second.frames, prompt, SECONDS, seed=seed, **sampling
+        model,
+        first.frames,
+        second.frames,
+        (first.prompt, second.prompt),
+        SECONDS,
+        seed=seed,
+        **sampling,
     )
     start, end = len(first.frames), len(video) - len(second.frames)
     scores = {"jump_out": jump(video, start), "jump_in": jump(video, end)}
