@@ -27,6 +27,7 @@ from absl import flags
 import sora_jax
 from sora_jax import command, video_io
 from sora_jax.diffusion.solvers import SOLVERS
+from sora_jax.prompting import check_enlarged
 
 PROMPT = flags.DEFINE_string("prompt", None, "What to show.", required=True)
 OUTPUT = flags.DEFINE_string("output", "video.mp4", "File to write: .mp4, .gif, .webp or .png.")
@@ -143,6 +144,8 @@ def check_inputs():
             if needed
             else "--video needs --extend, --loop, --edit or --connect, each with its number"
         )
+    if GIVEN_GUIDANCE.value is not None and task in (None, "text_loop", "edit"):
+        raise ValueError("--given_guidance is by frames that are kept, and none is; leave it out")
     if THEN.value is not None and task != "connect":
         raise ValueError("--then is what the second video of --connect shows; leave it out")
     if HINT.value is not None and task != "keyframe":
@@ -238,13 +241,16 @@ def run():
         task = "long"
         print(f"{frames} frames are made in a window of {model.settings.frames} that rolls along")
     if DRAFT.value is not None:
-        task = "draft"
-        model.latent_shape(parse_size(DRAFT, model.settings.size), frames)
+        task, draft = "draft", parse_size(DRAFT, size)
+        model.latent_shape(draft, frames)
+        check_enlarged(model, draft, size)
+        if long:
+            raise ValueError(f"{frames} frames are too many to enlarge at once; ask for fewer")
     make = {
         None: lambda: model.sample(prompt, size=size, frames=frames, **sampling),
         "draft": lambda: sora_jax.enlarge(
             model,
-            model.sample(prompt, size=parse_size(DRAFT, size), frames=frames, **sampling),
+            model.sample(prompt, size=draft, frames=frames, **sampling),
             prompt,
             size,
             **sampling,

@@ -14,8 +14,12 @@ some of which dissolve into another scene, and twice the size:
         --config.data.latents=data/shapes_clips --config.init=runs/shapes_short/model
     python -m sora_jax.data.precompute --config=configs/shapes_dit.py:prompting \
         --output=data/shapes_prompting
-    python train.py --config=configs/shapes_dit.py:prompting --workdir=runs/shapes_prompting \
+    python train.py --config=configs/shapes_dit.py:prompting --workdir=runs/shapes_prompting_1 \
         --config.data.latents=data/shapes_prompting --config.init=runs/shapes_dit/model
+    python train.py --config=configs/shapes_dit.py:prompting --workdir=runs/shapes_prompting \
+        --config.data.latents=data/shapes_prompting --config.init=runs/shapes_prompting_1/model \
+        --config.seed=1 --config.loop.steps=4200 --config.patterns.none=0.65 \
+        --config.optimizer.decay_share=0.6
     python -m sora_jax.weights export --checkpoint=runs/shapes_prompting \
         --output=sora_jax/pretrained
 

@@ -12,7 +12,7 @@ from sora_jax.diffusion.conditioning import staircase
 from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.diffusion.solvers import schedule
 from sora_jax.pipeline import Model
-from sora_jax.windows import RING, ROLLING, check_seconds, window_length
+from sora_jax.windows import RING, ROLLING, check_prompt, check_seconds, window_length
 
 # Clean frames that a rolling window keeps behind it, of its T latent frames.
 _KEPT = 1
@@ -46,6 +46,7 @@ def long_video(
     Raises:
       ValueError: a value that the model cannot serve.
     """
+    check_prompt(model, prompt)
     settings = model.settings.override(size=size, **sampling)
     count = round(check_seconds(seconds) * settings.fps)
     if count < 1:
@@ -120,6 +121,7 @@ def endless_loop(
     Raises:
       ValueError: less than two latent frames, or a value that the model cannot serve.
     """
+    check_prompt(model, prompt)
     settings = model.settings.override(size=size, **sampling)
     stride = model.vae_config.temporal_stride
     count = round(check_seconds(seconds) * settings.fps / stride)

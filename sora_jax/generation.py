@@ -97,7 +97,7 @@ def generate(
         return clean_from_velocity(x, y, t) if program.dit.prediction == "velocity" else y
 
     if program.ring:
-        network = over_windows(network, program.ring)
+        network = over_windows(network, program.ring, together=together)
 
     def without_guidance(x: jax.Array, t: jax.Array) -> jax.Array:
         return network(x, t, prompted)
@@ -111,7 +111,7 @@ def generate(
         else:
             every = jax.lax.map(lambda inputs: network(*inputs), (xs, ts, texts))
         y = guide(every, told, t, scales)
-        return restore_spread(y, every[-1], scales.rescale) if program.rescale else y
+        return restore_spread(y, every[-1], t, scales) if program.rescale else y
 
     def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
         t = jnp.broadcast_to(t, x.shape[:2])
@@ -147,4 +147,5 @@ def _fit_together(program: Program, count: int, x: jax.Array) -> bool:
     """Whether the network is asked everything at once, or one thing after the other."""
     tokens = math.prod(program.dit.grid(x.shape[1:4]))
     a_token = 4 * (program.dit.mlp_width + 8 * program.dit.width)
-    return count * x.shape[0] * tokens * a_token <= _AT_ONCE
+    seen = 2 if program.ring else 1  # windows overlap by half
+    return count * x.shape[0] * seen * tokens * a_token <= _AT_ONCE

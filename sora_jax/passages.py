@@ -13,6 +13,7 @@ from sora_jax.windows import (
     Windows,
     check_frames,
     check_head,
+    check_prompt,
     check_same_size,
     check_seconds,
     check_tail,
@@ -22,7 +23,7 @@ from sora_jax.windows import (
     size_of,
 )
 
-# A jump up to which the model's own way from one video to another is taken.
+# The largest jump anywhere on the model's own way from one video to another with which it is taken.
 _SEAMLESS = 1.5
 
 
@@ -58,6 +59,7 @@ def loop(
 
     Args and errors: see `connect`.
     """
+    check_prompt(model, prompt)
     made = _passage(model, video, video, prompt, seconds, seed, sampling)
     return np.concatenate([video, made])
 
@@ -80,7 +82,11 @@ def _passage(
     check_frames(model, second, "the second video")
     check_same_size(first, second)
     stride = model.vae_config.temporal_stride
-    told = (prompt, prompt) if isinstance(prompt, str) else prompt
+    told = (prompt, prompt) if isinstance(prompt, str) else tuple(prompt)
+    if len(told) != 2:
+        raise ValueError(f"{len(told)} prompts for two videos: give one, or one for each")
+    for text in told:
+        check_prompt(model, text)
     windows = Windows(model, _one_after_the_other(model, told), size_of(first), seed, sampling)
     count = round(check_seconds(seconds) * model.fps / stride)
     if count < 1:
@@ -91,8 +97,7 @@ def _passage(
     check_head(model, second, windows.context, "the second video")
     made = _lead(windows, first, second, count)
     video = np.concatenate([first, made, second])
-    seams = (len(first), len(first) + len(made))
-    if max(jump(video, seam) for seam in seams) <= _SEAMLESS:
+    if max(jump(video, len(first) + i) for i in range(len(made) + 1)) <= _SEAMLESS:
         return made
     onwards, towards = (dataclasses.replace(windows, prompt=text) for text in told)
     onwards, towards = onwards.after(first, len(made)), towards.before(second, len(made))

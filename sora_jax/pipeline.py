@@ -215,7 +215,8 @@ class Model:
             guidance.rescale > 0,
             ring,
         )
-        scales = as_scales(guidance, self.shift(x.shape[1:]))
+        # The schedule of a ring is that of its windows.
+        scales = as_scales(guidance, self.shift((ring or x.shape[1], *x.shape[2:])))
         hidden = hidden if by_frames else None
         return generation.generate(
             self.params["dit"], text, x, levels, known, ceilings, hidden, scales, program=program

@@ -23,6 +23,7 @@ from sora_jax.seams import fade_in
 from sora_jax.windows import (
     Windows,
     check_frames,
+    check_pixels,
     check_same_size,
     check_seconds,
     encode_inside,
@@ -32,6 +33,8 @@ from sora_jax.windows import (
 # Of the strengths tried with the shipped model, the one at which drafts keep their layout, and what
 # is made is right, most often (docs/prompting.md).
 ENLARGE = 0.3
+# Sides on the grid are seldom in exactly the same ratio; so much is not seen.
+_STRETCH = 1.1
 
 
 def animate(
@@ -154,14 +157,30 @@ def enlarge(
       size: (width, height) of the result.
       strength: how much is made anew; less keeps more of the draft, and of its blur.
       **sampling: seed, steps, guidance, solver of `Model.sample`.
+
+    Raises:
+      ValueError: a size that is smaller, of another shape, or off the model's grid.
     """
-    check_frames(model, video, "the video")
+    check_pixels(video, "the video")
+    check_enlarged(model, size_of(video), size)
     width, height = size
-    model.latent_shape(size, 1)
     shape = (len(video), height, width, 3)
     large = jax.image.resize(jnp.float32(video), shape, "cubic")
     large = np.asarray(jnp.clip(jnp.round(large), 0, 255).astype(jnp.uint8))
     return edit(model, large, prompt, strength, **sampling)
+
+
+def check_enlarged(model: Model, small: tuple[int, int], large: tuple[int, int]) -> None:
+    """Raises ValueError unless (width, height) `small` can be enlarged to `large`."""
+    model.latent_shape(large, 1)
+    factors = [big / little for big, little in zip(large, small)]
+    if min(factors) < 1:
+        raise ValueError(f"{small} is not smaller than {large} (width, height): enlarge less")
+    if max(factors) > _STRETCH * min(factors):
+        raise ValueError(
+            f"{small} and {large} (width, height) are of different shapes: what is enlarged would "
+            "be stretched; choose sides in the same ratio"
+        )
 
 
 def from_keyframes(

@@ -34,6 +34,13 @@ def check_seconds(seconds: float) -> float:
     return seconds
 
 
+def check_prompt(model: Model, prompt: str) -> None:
+    """Raises ValueError unless a prompt is one text that the model has the room to read."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt is {prompt!r}: one video is made here, so give one text")
+    model.tokenizer.check_length(prompt, model.settings.text_length)
+
+
 def size_of(frames: np.ndarray) -> tuple[int, int]:
     """(width, height) of frames [..., H, W, 3]."""
     return frames.shape[-2], frames.shape[-3]
@@ -41,11 +48,16 @@ def size_of(frames: np.ndarray) -> tuple[int, int]:
 
 def check_frames(model: Model, frames: np.ndarray, name: str) -> None:
     """Raises ValueError unless frames are uint8 [F, H, W, 3] of a size that the model can make."""
+    check_pixels(frames, name)
+    model.latent_shape(size_of(frames), 1)
+
+
+def check_pixels(frames: np.ndarray, name: str) -> None:
+    """Raises ValueError unless frames are uint8 [F, H, W, 3]."""
     if frames.dtype != np.uint8:
         raise ValueError(f"{name} is {frames.dtype}; give uint8 pixels, 0 to 255")
     if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(f"{name} has shape {frames.shape}; it must be [F, H, W, 3]")
-    model.latent_shape(size_of(frames), 1)
 
 
 def check_same_size(first: np.ndarray, second: np.ndarray) -> None:
@@ -136,6 +148,9 @@ class Windows:
     size: tuple[int, int]
     seed: int
     sampling: Mapping[str, Any]
+
+    def __post_init__(self):
+        check_prompt(self.model, self.prompt)
 
     @property
     def length(self) -> int:

@@ -65,6 +65,21 @@ def test_a_seed_out_of_range_is_refused_at_once(model):
         sora_jax.long_video(model, PROMPT, 2.0, seed=-1)
 
 
+def test_a_long_video_is_made_while_it_is_asked_for(model, monkeypatch):
+    """Of an hour, only what has been taken, so that memory does not grow with the duration."""
+    windows = []
+    advance = type(model).advance
+
+    def count(self, *arguments, **options):
+        windows.append(1)
+        return advance(self, *arguments, **options)
+
+    monkeypatch.setattr(type(model), "advance", count)
+    pieces = sora_jax.long_video(model, PROMPT, 3600.0)
+    taken = [next(pieces) for _ in range(4)]
+    assert len(windows) <= 4 and sum(len(piece) for piece in taken) == 1 + 3 * 4
+
+
 def test_rolling_on_compiles_nothing(model):
     np.concatenate(list(sora_jax.long_video(model, PROMPT, 2.0)))
     before = generation.generate._cache_size(), generation.decode._cache_size()

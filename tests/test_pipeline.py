@@ -166,8 +166,8 @@ def by_hand(model, guidance, seed, first, steps):
             # The frame that is given is at level 0, outside of the interval.
             scaled = np.where(held, 1.0, guidance.given), np.where(held, 1.0, guidance.text)
             clean = nothing + scaled[0] * (frames - nothing) + scaled[1] * (full - frames)
-            ratio = full.std() / clean.std()
-            clean = clean * (1 + guidance.rescale * (ratio - 1))
+            ratio = full[:, 1:].std() / clean[:, 1:].std()
+            clean = np.where(held, clean, clean * (1 + guidance.rescale * (ratio - 1)))
         clean = np.clip(clean, -6, 6)
         x = np.where(held, first, x + (s - t) * (x - clean) / t)
     return x
@@ -177,7 +177,7 @@ def by_hand(model, guidance, seed, first, steps):
 def test_guidance_is_what_asking_by_hand_gives(model, monkeypatch, at_once):
     monkeypatch.setattr(generation, "_AT_ONCE", at_once)
     generation.generate.clear_cache()
-    guidance = Guidance(3.0, 2.0, (0.2, 0.8), 0.5)
+    guidance = Guidance(3.0, 2.0, (0.15, 0.85), 0.5)
     first = np.asarray(model.noise(5, model.latent_shape(SIZE, 1)))
     given = [Given(first, 0)]
     result = model.sample_latents(PROMPT, seed=4, steps=5, guidance=guidance, given=given)

@@ -1,9 +1,12 @@
 """The shipped model: small, complete, and it follows a prompt's colour."""
 
 import numpy as np
+import pytest
 
 import sora_jax
 from sora_jax.data.worlds import verify
+from sora_jax.evaluation import editing
+from sora_jax.evaluation.examples import render_examples
 from sora_jax.pipeline import PRETRAINED
 
 
@@ -22,3 +25,15 @@ def test_the_shipped_model_paints_the_colour_it_is_asked_for():
     found = [{sprite.colour for sprite in verify.read(clip).sprites} for clip in clips]
     right = [colour in seen for colour, seen in zip(colours, found)]
     assert np.sum(right) >= 5, found
+
+
+@pytest.mark.parametrize("task", ["animate", "extend_forwards", "extend_backwards"])
+def test_the_shipped_model_goes_on_from_what_it_is_given(task):
+    """On clips of combinations that it never saw; the whole table is in docs/prompting.md."""
+    model = sora_jax.load()
+    examples = render_examples(5, model.settings.frames)
+    scores = [getattr(editing, task)(model, e, i)[0] for i, e in enumerate(examples)]
+    assert np.median([row["jump"] for row in scores]) < 1.5
+    assert np.sum([row["colour"] for row in scores]) == 5
+    assert np.sum([row["direction"] for row in scores]) >= 4
+    assert np.sum([row["shape"] for row in scores]) >= 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sora_jax
-from sora_jax import generation, passages, windows
+from sora_jax import generation, passages, seams, windows
 from sora_jax.seams import jump
 from tests.tiny_model import PROMPT, SIZE, write_model
 
@@ -75,8 +75,10 @@ def test_a_longer_extension_begins_as_a_shorter_one(model):
     assert len(long) == 33 and len(short) == 13
 
 
+@pytest.mark.parametrize("seamless", [np.inf, 0.0], ids=["led", "dissolved"])
 @pytest.mark.parametrize("latents", [1, 2, 3, 4, 9])
-def test_two_videos_are_connected_over_any_duration(model, latents):
+def test_two_videos_are_connected_over_any_duration(model, monkeypatch, latents, seamless):
+    monkeypatch.setattr(passages, "_SEAMLESS", seamless)
     first, second = frames(9), frames(10, seed=1)
     both = sora_jax.connect(model, first, second, PROMPT, latents * 4 / FPS)
     assert len(both) == 9 + 4 * latents + 10
@@ -93,6 +95,26 @@ def test_a_loop_is_the_passage_from_a_video_to_itself(model):
     video = frames(12)
     looped = sora_jax.loop(model, video, PROMPT, 1.0)
     np.testing.assert_array_equal(looped, sora_jax.connect(model, video, video, PROMPT, 1.0)[:-12])
+
+
+def test_a_way_that_is_known_lies_between_the_videos_frame_by_frame(model, monkeypatch):
+    """A sampler that knows the truth between two parts of a video: no frame is shifted."""
+    whole = frames(29)
+    truth = np.asarray(model.encode(whole[None, 4:])[0])
+    shown = through_vae(model, whole[4:])
+
+    def recall(self, prompt, *, given, **_):
+        assert [(piece.start, len(piece.latents)) for piece in given] == [(0, 2), (4, 1)]
+        np.testing.assert_allclose(given[0].latents, truth[:2], atol=1e-4)
+        return truth[None, :5]
+
+    monkeypatch.setattr(passages, "_SEAMLESS", np.inf)
+    monkeypatch.setattr(type(model), "sample_latents", recall)
+    monkeypatch.setattr(seams, "FADE", 0)
+    made = sora_jax.connect(model, whole[:9], whole[17:], PROMPT, 1.0)[9:17]
+    # The decoder's first look back at what is given later moves the last pixels a little.
+    near = [distance(made, shown[5 + shift : 13 + shift]) for shift in (-1, 0, 1)]
+    assert near[1] < 1.0 < min(near[0], near[2])
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 11])
@@ -280,6 +302,15 @@ def test_a_model_of_very_short_clips_cannot_go_on(tmp_path):
         ("connect", (frames(9), frames(9)[:, :, :16], PROMPT, 1.0), "sizes .* differ: resize"),
         ("connect", (frames(9), frames(9), PROMPT, 0.2), "hold no latent frame of 0.5 s"),
         ("connect", (frames(9), frames(3), PROMPT, 1.0), "second video has 3 frames"),
+        ("connect", (frames(9), frames(9), ("circle " * 20, PROMPT), 1.0), "takes 21 tokens"),
+        ("connect", (frames(9), frames(9), ["a", "b", "c"], 1.0), "3 prompts for two videos"),
+        ("loop", (frames(9), ("a", "b"), 1.0), "so give one text"),
+        ("extend", (frames(9), [PROMPT, PROMPT], 1.0), "so give one text"),
+        ("endless_loop", ([PROMPT, PROMPT], 2.0), "so give one text"),
+        ("long_video", ([PROMPT, PROMPT], 2.0), "so give one text"),
+        ("enlarge", (frames(9), PROMPT, (36, 16)), "width 36 .* nearest are 32 and 40"),
+        ("enlarge", (frames(9), PROMPT, (24, 8)), "is not smaller than .24, 8."),
+        ("enlarge", (frames(9), PROMPT, (64, 64)), "are of different shapes"),
         ("edit", (frames(9), PROMPT, 1.1), "strength 1.1 must lie in 0"),
         ("edit", (frames(9), PROMPT, [0.5] * 8), "8 strengths do not fit 9 frames"),
         ("from_keyframes", ({}, PROMPT), "no keyframe"),

@@ -222,10 +222,13 @@ def test_train_refuses(tmp_path, arguments, message):
         (["--prompt=a", "--hint=0.5"], "--hint is for"),
         (["--prompt=a", "--draft=big"], "--draft=big is not WIDTHxHEIGHT"),
         (["--prompt=a", "--draft=36x16"], "nearest are 32 and 40"),
+        (["--prompt=a", "--draft=32x32", "--size=64x32"], "of different shapes"),
+        (["--prompt=a", "--draft=16x16", "--size=32x32", "--frames=81"], "too many to enlarge"),
+        (["--prompt=a", "--given_guidance=2"], "by frames that are kept, and none is"),
         (["--prompt=a", "--draft=32x16", "--loop"], "--draft is of a prompt alone"),
         (["--prompt=a", "--guidance_interval=low,high"], "is not LOW,HIGH such as"),
         (["--prompt=a", "--guidance_interval=0.5"], "must be two shares"),
-        (["--prompt=a", "--given_guidance=-1"], "guidance by given frames -1.0"),
+        (["--prompt=a", "--guidance=-1"], "guidance -1.0"),
         (["--prompt=a", "--fps=nan"], "--fps=nan"),
         (["--prompt=a", "--loop", "--output=OUT/a.png"], "makes a video"),
         (["--prompt=a", "--keyframe=later:a.png"], "is not SECONDS:FILE"),
@@ -249,7 +252,7 @@ def test_sample_goes_on_from_a_file(tmp_path):
     info = video_io.probe(video)
     assert (info.frames, info.width, info.height) == (9, 32, 16)
     longer = tmp_path / "longer.mp4"
-    succeed(*sample, f"--video={video}", "--extend=1", f"--output={longer}")
+    succeed(*sample, f"--video={video}", "--extend=1", "--given_guidance=2", f"--output={longer}")
     assert video_io.probe(longer).frames == 9 + 8
     looped = tmp_path / "looped.mp4"
     succeed(*sample, "--loop", "--seconds=2", f"--output={looped}")
@@ -262,10 +265,10 @@ def test_sample_goes_on_from_a_file(tmp_path):
     info = video_io.probe(edited)
     assert (info.frames, info.width, info.height) == (17, 16, 16)
     large = tmp_path / "large.png"
-    guided = ["--given_guidance=2", "--guidance_interval=0.2,0.9", "--guidance_rescale=0.5"]
-    succeed(*sample, *guided, f"--output={large}", "--draft=32x16", "--size=64x40")
+    guided = ["--guidance_interval=0.2,0.9", "--guidance_rescale=0.5"]
+    succeed(*sample, *guided, f"--output={large}", "--draft=32x16", "--size=72x40")
     info = video_io.probe(large)
-    assert (info.width, info.height) == (64, 40)
+    assert (info.width, info.height) == (72, 40)
 
 
 TRAIN_BEYOND_MEMORY = """

@@ -38,7 +38,16 @@ class Guidance:
     rescale: float = 0.0
 
     def __post_init__(self):
-        object.__setattr__(self, "interval", tuple(self.interval))
+        try:
+            object.__setattr__(self, "interval", tuple(float(share) for share in self.interval))
+            numbers = float(self.text), float(self.given), float(self.rescale)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.text}, {self.given}, {self.interval} and {self.rescale} are no guidance: "
+                "three numbers, and an interval of two"
+            ) from error
+        for field, number in zip(("text", "given", "rescale"), numbers):
+            object.__setattr__(self, field, number)
         for name, value in (("guidance", self.text), ("guidance by given frames", self.given)):
             if not (0 <= value < 1000 and math.isfinite(value)):
                 raise ValueError(f"{name} {value} is out of range; use 1 to 20")
@@ -53,6 +62,10 @@ class Guidance:
     @property
     def has_interval(self) -> bool:
         return self.interval != (0.0, 1.0)
+
+
+# A step that begins at the very edge of the interval is inside, whatever way that is rounded.
+_EDGE = 1e-5
 
 
 class Scales(NamedTuple):
@@ -90,8 +103,8 @@ def tellings(*, text: bool, given: bool) -> tuple[Told, ...]:
 
 
 def is_inside(t: jax.Array, scales: Scales) -> jax.Array:
-    """Which levels lie in the interval of guidance: bool, shaped like t."""
-    return (scales.low <= t) & (t <= scales.high)
+    """Which levels, of frames that are not clean, lie in the interval: bool, shaped like t."""
+    return (scales.low - _EDGE <= t) & (t <= scales.high + _EDGE) & (t > 0)
 
 
 def guide(
@@ -114,8 +127,16 @@ def guide(
     return result
 
 
-def restore_spread(guided: jax.Array, plain: jax.Array, amount: jax.Array) -> jax.Array:
-    """Brings the standard deviation of each guided clip some way back to that of the plain one."""
+def restore_spread(guided: jax.Array, plain: jax.Array, t: jax.Array, scales: Scales) -> jax.Array:
+    """Brings the standard deviation of what is guided some way back to that without guidance.
+
+    Args:
+      guided, plain: predictions [B, T, h, w, C] with and without guidance.
+      t: levels [B, T]; only frames inside the interval count, and change.
+      scales: of guidance.
+    """
+    inside = jnp.broadcast_to(expand(is_inside(t, scales), guided), guided.shape)
     axes = tuple(range(1, guided.ndim))
-    ratio = jnp.std(plain, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
-    return guided * (1.0 + amount * (ratio - 1.0))
+    before, after = (jnp.std(v, axes, keepdims=True, where=inside) for v in (guided, plain))
+    factor = 1.0 + scales.rescale * (after / jnp.maximum(before, 1e-6) - 1.0)
+    return jnp.where(inside, guided * factor, guided)

@@ -36,7 +36,7 @@ def windows(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def over_windows(
-    network: Callable[[jax.Array, jax.Array, Any], jax.Array], length: int
+    network: Callable[[jax.Array, jax.Array, Any], jax.Array], length: int, *, together: bool = True
 ) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
     """A network for rings of any length out of one for clips of `length` frames.
 
@@ -44,17 +44,20 @@ def over_windows(
       network: (x [B, T, h, w, C], t [B, T], text) -> an array like x, where `text` holds arrays
         [layers, B, ...].
       length: frames of a window.
+      together: all windows as one batch, else one after the other.
     """
 
     def ring(x: jax.Array, t: jax.Array, text: Any) -> jax.Array:
         frames, weights = windows(x.shape[1], length)
         number, size = frames.shape
 
-        def split(v: jax.Array) -> jax.Array:
-            return v[:, frames].reshape(-1, size, *v.shape[2:])
-
-        text = jax.tree.map(lambda v: jnp.repeat(v, number, axis=1), text)
-        y = network(split(x), split(t), text).reshape(x.shape[0], number * size, *x.shape[2:])
+        if together:
+            flat = (v[:, frames].reshape(-1, size, *v.shape[2:]) for v in (x, t))
+            y = network(*flat, jax.tree.map(lambda v: jnp.repeat(v, number, axis=1), text))
+        else:
+            y = jax.lax.map(lambda at: network(x[:, at], t[:, at], text), jnp.asarray(frames))
+            y = jnp.moveaxis(y, 0, 1)
+        y = y.reshape(x.shape[0], number * size, *x.shape[2:])
         y = y * weights.reshape(1, -1, *[1] * (x.ndim - 2))
         return jnp.zeros_like(x).at[:, frames.ravel()].add(y)
 

@@ -46,13 +46,18 @@ class ModelSettings:
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps make nothing; use at least 1, such as 20")
         if not isinstance(self.guidance, Guidance):
-            object.__setattr__(self, "guidance", Guidance(float(self.guidance)))
+            object.__setattr__(self, "guidance", Guidance(self.guidance))
         if len(self.size) != 2:
             raise ValueError(f"size {self.size} must be (width, height), such as (96, 64)")
 
     def override(self, **values: Any) -> "ModelSettings":
-        """These settings with the given ones in their place; None leaves one as it is."""
+        """These settings with the given ones in their place; None leaves one as it is.
+
+        A number as guidance changes that by the prompt, and leaves the rest of it.
+        """
         given = {name: value for name, value in values.items() if value is not None}
+        if not isinstance(given.get("guidance", self.guidance), Guidance):
+            given["guidance"] = dataclasses.replace(self.guidance, text=given["guidance"])
         return dataclasses.replace(self, **given)
 
 

@@ -218,6 +218,11 @@ def score_edits(
     unknown = sorted(set(tasks) - set(EVERY))
     if unknown:
         raise ValueError(f"task {unknown[0]!r} is unknown; use {list(EVERY)}")
+    if "connect" in tasks and not any(another(examples, i) for i in range(len(examples))):
+        raise ValueError(
+            f"{len(examples)} clips hold no two of one size and two colours: use more, or other "
+            "tasks than connect"
+        )
     result: dict[str, Scores] = {}
     for task in tasks:
         rows: dict[str, list[Scores]] = {}
@@ -237,10 +242,6 @@ def score_edits(
                 row, video = TASKS[task](model, example, i, **sampling)
                 rows.setdefault(task, []).append(row)
             videos.append(video)
-        if not videos:
-            raise ValueError(
-                f"{len(examples)} clips hold no two of one size and two colours; use more"
-            )
         for name, every in rows.items():
             result[name] = {
                 key: float(
@@ -254,8 +255,7 @@ def score_edits(
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write(folder / f"{task}.webp", _sheet(videos), fps=model.fps)
-    if folder is not None:
-        (folder / "edits.json").write_text(json.dumps(result, indent=2) + "\n")
+            (folder / "edits.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import (
     Guidance,
     Told,
     as_scales,
     guide,
+    is_inside,
     restore_spread,
     tellings,
 )
@@ -70,13 +72,31 @@ def test_the_interval_lies_on_the_path_before_its_shift():
     assert float(scales.high) == 1.0
 
 
-def test_the_spread_of_each_clip_is_restored(predictions):
+def test_a_step_from_the_edge_of_the_interval_is_guided_and_a_clean_frame_is_not():
+    scales = as_scales(Guidance(3.0, interval=(0.2, 0.8)), 3.0)
+    edges = shift_levels(np.float32([0.8, 0.6, 0.2, 0.0]), 3.0)
+    np.testing.assert_array_equal(is_inside(edges, scales), [True, True, True, False])
+    whole = as_scales(Guidance(3.0), 3.0)
+    np.testing.assert_array_equal(is_inside(edges, whole), [True, True, True, False])
+
+
+def test_the_spread_of_each_clip_is_restored_where_it_is_guided(predictions):
     plain, wide = predictions[0], 5 * predictions[1] + 1
-    np.testing.assert_array_equal(restore_spread(wide, plain, 0.0), wide)
-    for clip, result in enumerate(restore_spread(wide, plain, 1.0)):
-        assert np.std(result) == pytest.approx(np.std(plain[clip]), rel=1e-5)
-    half = np.std(restore_spread(wide, plain, 0.5)[0])
-    assert half == pytest.approx((np.std(wide[0]) + np.std(plain[0])) / 2, rel=1e-5)
+    t = np.float32([[0.0, 0.5, 0.5], [0.5, 0.5, 0.9]])
+    inside = np.array([[False, True, True], [True, True, False]])
+
+    def restore(amount):
+        scales = as_scales(Guidance(3.0, interval=(0.0, 0.8), rescale=amount), 1.0)
+        return np.asarray(restore_spread(wide, plain, t, scales))
+
+    np.testing.assert_array_equal(restore(0.0), wide)
+    for amount in (0.5, 1.0):
+        result = restore(amount)
+        np.testing.assert_array_equal(result[~inside], wide[~inside])
+        for clip, mask in enumerate(inside):
+            old, new = np.std(wide[clip][mask]), np.std(plain[clip][mask])
+            expected = (1 - amount) * old + amount * new
+            assert np.std(result[clip][mask]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +107,8 @@ def test_the_spread_of_each_clip_is_restored(predictions):
         ({"interval": (0.8, 0.2)}, r"interval of guidance \(0.8, 0.2\) .* the lower one first"),
         ({"interval": (0.0, 1.5)}, "must be two shares"),
         ({"interval": (0.0,)}, "must be two shares"),
+        ({"interval": 0.5}, "are no guidance: three numbers, and an interval of two"),
+        ({"text": (3.0, 2.0)}, "are no guidance"),
         ({"rescale": 2.0}, "rescaling of guidance 2.0 must lie in 0 to 1"),
     ],
 )

@@ -29,8 +29,9 @@ def test_a_network_that_sees_a_frame_at_a_time_is_unchanged():
         told = text[0].sum((0, 2)).reshape(-1, 1, 1, 1, 1)
         return jnp.tanh(x) * (1 + t[..., None, None, None]) + told
 
-    result = over_windows(network, 4)(x, t, text)
-    np.testing.assert_allclose(result, network(x, t, text), rtol=1e-5, atol=1e-5)
+    for together in (True, False):
+        result = over_windows(network, 4, together=together)(x, t, text)
+        np.testing.assert_allclose(result, network(x, t, text), rtol=1e-5, atol=1e-5)
 
 
 def test_turning_the_ring_by_a_windows_step_turns_the_result():
