@@ -39,7 +39,7 @@ def get_config():
     config.optimizer.muon_learning_rate = 0.01
     config.optimizer.warmup_steps = 500
     config.optimizer.decay_share = 0.4
-    config.sampling.guidance = 2.0
+    config.sampling.guidance = ConfigDict({"text": 2.0, "given": 2.0})
     config.sampling.steps = 20
     config.sampling.solver = "euler"
     config.sampling.size = (112, 64)

@@ -131,7 +131,7 @@ def get_config(stage="clips"):
 
     config.sampling = ConfigDict()
     config.sampling.steps = 12
-    config.sampling.guidance = 4.5
+    config.sampling.guidance = ConfigDict({"text": 4.5, "given": 2.0})
     config.sampling.solver = "heun"
     config.sampling.latent_limit = 6.0
     config.sampling.size = (96, 64)

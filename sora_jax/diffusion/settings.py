@@ -46,7 +46,9 @@ class ModelSettings:
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps make nothing; use at least 1, such as 20")
         if not isinstance(self.guidance, Guidance):
-            object.__setattr__(self, "guidance", Guidance(self.guidance))
+            named = hasattr(self.guidance, "items")  # a mapping, of json or of a config
+            parts = dict(self.guidance.items()) if named else {"text": self.guidance}
+            object.__setattr__(self, "guidance", Guidance(**parts))
         if len(self.size) != 2:
             raise ValueError(f"size {self.size} must be (width, height), such as (96, 64)")
 
@@ -70,8 +72,6 @@ def read_settings(description: dict[str, Any], folder: pathlib.Path) -> ModelSet
     fields = [field.name for field in dataclasses.fields(ModelSettings)]
     try:
         values = {name: description[name] for name in fields}
-        if isinstance(values["guidance"], dict):
-            values["guidance"] = Guidance(**values["guidance"])
         return ModelSettings(**{**values, "size": tuple(values["size"])})
     except KeyError as error:
         raise ValueError(
