@@ -21,7 +21,7 @@ some of which dissolve into another scene, and twice the size:
         --config.seed=1 --config.loop.steps=4200 --config.patterns.none=0.65 \
         --config.optimizer.decay_share=0.6
     python -m sora_jax.weights export --checkpoint=runs/shapes_prompting \
-        --output=sora_jax/pretrained
+        --average_with=runs/shapes_dit --share=0.6 --output=sora_jax/pretrained
 
 docs/shapes.md has times and scores. A run that began with long clips, in batches this small and at
 the rates of the short ones, lost its text: the GELU between the text encoder and the transformer

@@ -25,6 +25,8 @@ from sora_jax.windows import (
 
 # The largest jump anywhere on the model's own way from one video to another with which it is taken.
 _SEAMLESS = 1.5
+# Frames at both ends of a dissolve that show only the video they lie beside.
+_ALONE = 2
 
 
 def connect(
@@ -101,7 +103,9 @@ def _passage(
         return made
     onwards, towards = (dataclasses.replace(windows, prompt=text) for text in told)
     onwards, towards = onwards.after(first, len(made)), towards.before(second, len(made))
-    time = (np.arange(len(made)) + 1) / (len(made) + 1)
+    # Both ends go on alone for a moment: of two backgrounds even a trace of the other is seen.
+    alone = min(_ALONE, len(made) // 4)
+    time = np.clip((np.arange(len(made)) - alone + 1) / (len(made) - 2 * alone + 1), 0, 1)
     return dissolve(onwards, towards, time * time * (3 - 2 * time))
 
 

@@ -50,7 +50,7 @@ def export(
 
 
 def _average(model: sora_jax.Model, other: sora_jax.Model, share: float) -> sora_jax.Model:
-    """The first model with parameters that are its own by `share`, and the other's by the rest."""
+    """The first model, its transformer and text encoder mixed with the other's."""
     if not 0 <= share <= 1:
         raise ValueError(f"--share={share} must lie in 0 (all of the other) to 1 (none of it)")
     same = (
@@ -59,8 +59,13 @@ def _average(model: sora_jax.Model, other: sora_jax.Model, share: float) -> sora
     )
     if len(set(same)) > 1:
         raise ValueError("--average_with is a model of other sizes: give one it was trained from")
-    mixed = jax.tree.map(lambda a, b: share * a + (1 - share) * b, model.params, other.params)
-    return dataclasses.replace(model, params=mixed)
+    mixed = {
+        part: jax.tree.map(
+            lambda a, b: share * a + (1 - share) * b, model.params[part], other.params[part]
+        )
+        for part in ("dit", "text")
+    }
+    return dataclasses.replace(model, params={**model.params, **mixed})
 
 
 def main(argv):
