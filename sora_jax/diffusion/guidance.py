@@ -23,6 +23,7 @@ class Guidance:
     Attributes:
       text: scale of classifier-free guidance by the prompt (arXiv 2207.12598); 1 is none.
       given: scale of guidance by the frames that are given and kept (arXiv 2502.06764); 1 is none.
+        Nothing is given in videos from text alone, long ones and loops among them.
       interval: lowest and highest share of the sampling path, 0 clean and 1 noise, between which
         there is guidance (arXiv 2404.07724). Outside it the network is asked once a step only.
       rescale: how far a clip's standard deviation, which guidance enlarges, is brought back to that
