@@ -68,6 +68,8 @@ THEN = flags.DEFINE_string("then", None, "What the second video shows, if not wh
 KEYFRAME = flags.DEFINE_multi_string("keyframe", [], "SECONDS:FILE, an image at its time.")
 HINT = flags.DEFINE_float("hint", None, "How far keyframes may be departed from, 0 to 1.")
 
+OUT_OF_MEMORY = "out of memory: ask for a smaller --size or fewer --frames"
+BEYOND_MEMORY = 2**36  # latent numbers that no machine holds: known without asking for them
 FROM_TEXT = "text"  # what --loop alone stands for
 ROLLED = 2  # videos longer than so many of the model's own are made in a rolling window
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -225,7 +227,8 @@ def run():
     size = fit_size(model, probed[0]) if probed else model.settings.size
     size = parse_size(SIZE, size)
     frames = model.settings.frames if task == "text_loop" else parse_frames(model)
-    model.latent_shape(size, frames)
+    if math.prod(model.latent_shape(size, frames)) > BEYOND_MEMORY:
+        raise ValueError(OUT_OF_MEMORY)
     inputs = [
         read(path, info, model, size, image=not VIDEO.value) for path, info in zip(files, probed)
     ]
@@ -304,7 +307,7 @@ def main(argv):
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        command.fail("out of memory: ask for a smaller --size or fewer --frames")
+        command.fail(OUT_OF_MEMORY)
 
 
 def with_bare_loop(argv):

@@ -266,9 +266,9 @@ def test_sample_goes_on_from_a_file(tmp_path):
     assert (info.frames, info.width, info.height) == (17, 16, 16)
     large = tmp_path / "large.png"
     guided = ["--guidance_interval=0.2,0.9", "--guidance_rescale=0.5"]
-    succeed(*sample, *guided, f"--output={large}", "--draft=32x16", "--size=72x40")
+    succeed(*sample, *guided, f"--output={large}", "--draft=32x16", "--size=80x40")
     info = video_io.probe(large)
-    assert (info.width, info.height) == (72, 40)
+    assert (info.width, info.height) == (80, 40)
 
 
 TRAIN_BEYOND_MEMORY = """
