@@ -45,7 +45,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the noise: the same seed makes the sa
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "How strongly the prompt is followed.")
 GIVEN_GUIDANCE = flags.DEFINE_float(
-    "given_guidance", None, "How strongly given frames are followed; 1 if left out."
+    "given_guidance", None, "How strongly given frames are followed; as the model says if left out."
 )
 GUIDANCE_INTERVAL = flags.DEFINE_list(
     "guidance_interval", None, "LOW,HIGH: shares of the way from clean to noise that are guided."
@@ -176,14 +176,6 @@ def parse_loop():
         raise ValueError(f"--loop={LOOP.value} is no number of seconds, such as 1.5") from None
 
 
-def fit_size(model, info):
-    """The size on the model's grid that is closest to a file's shape, with the default's area."""
-    area = model.settings.size[0] * model.settings.size[1]
-    factor = (area / (info.width * info.height)) ** 0.5
-    step = model.vae_config.spatial_stride
-    return tuple(max(1, round(side * factor / step)) * step for side in (info.width, info.height))
-
-
 def read(path, info, model, size, *, image):
     """Frames of a probed file at the model's rate and the given size; says what it did to them."""
     if image and not info.is_image:
@@ -224,7 +216,9 @@ def run():
     images = [IMAGE.value] if IMAGE.value is not None else [path for _, path in keyframes]
     files = [*VIDEO.value, *images]
     probed = [video_io.probe(path) for path in files]
-    size = fit_size(model, probed[0]) if probed else model.settings.size
+    size = model.settings.size
+    if probed:
+        size = model.fit_size(probed[0].width, probed[0].height)
     size = parse_size(SIZE, size)
     frames = model.settings.frames if task == "text_loop" else parse_frames(model)
     if math.prod(model.latent_shape(size, frames)) > BEYOND_MEMORY:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.pipeline import Model
-from sora_jax.seams import dissolve, fade_in, fade_out, jump
+from sora_jax.seams import dissolve, fade_in, fade_out, jumps
 from sora_jax.windows import (
     Windows,
     check_frames,
@@ -87,9 +87,8 @@ def _passage(
     told = (prompt, prompt) if isinstance(prompt, str) else tuple(prompt)
     if len(told) != 2:
         raise ValueError(f"{len(told)} prompts for two videos: give one, or one for each")
-    for text in told:
-        check_prompt(model, text)
-    windows = Windows(model, _one_after_the_other(model, told), size_of(first), seed, sampling)
+    onwards, towards = (Windows(model, text, size_of(first), seed, sampling) for text in told)
+    windows = dataclasses.replace(onwards, prompt=_one_after_the_other(model, told))
     count = round(check_seconds(seconds) * model.fps / stride)
     if count < 1:
         raise ValueError(
@@ -99,14 +98,13 @@ def _passage(
     check_head(model, second, windows.context, "the second video")
     made = _lead(windows, first, second, count)
     video = np.concatenate([first, made, second])
-    if max(jump(video, len(first) + i) for i in range(len(made) + 1)) <= _SEAMLESS:
+    if jumps(video)[len(first) - 1 : len(first) + len(made)].max() <= _SEAMLESS:
         return made
-    onwards, towards = (dataclasses.replace(windows, prompt=text) for text in told)
-    onwards, towards = onwards.after(first, len(made)), towards.before(second, len(made))
+    going, coming = onwards.after(first, len(made)), towards.before(second, len(made))
     # Both ends go on alone for a moment: of two backgrounds even a trace of the other is seen.
     alone = min(_ALONE, len(made) // 4)
     time = np.clip((np.arange(len(made)) - alone + 1) / (len(made) - 2 * alone + 1), 0, 1)
-    return dissolve(onwards, towards, time * time * (3 - 2 * time))
+    return dissolve(going, coming, time * time * (3 - 2 * time))
 
 
 def _one_after_the_other(model: Model, prompts: tuple[str, str]) -> str:

@@ -80,6 +80,13 @@ class Model:
                 )
         return self.vae_config.latent_shape(frames, height, width)
 
+    def fit_size(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) on the grid nearest to a shape, with the area of the model's own."""
+        area = self.settings.size[0] * self.settings.size[1]
+        factor = (area / (width * height)) ** 0.5
+        unit = self.vae_config.spatial_stride
+        return tuple(max(1, round(side * factor / unit)) * unit for side in (width, height))
+
     def sample(
         self,
         prompt: str | list[str],

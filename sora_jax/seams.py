@@ -45,11 +45,16 @@ def changes(video: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(video.astype(np.float32), axis=0)).mean(axis=(1, 2, 3))
 
 
-def jump(video: np.ndarray, seam: int) -> float:
-    """The change into frame `seam`, over the median change between neighbouring frames.
+def jumps(video: np.ndarray) -> np.ndarray:
+    """The changes from each frame to the next, [F - 1], over their median.
 
     1 is a seam that nobody can find. In a video that stands still, changes count as if the usual
     one were a quarter of a grey level.
     """
     every = changes(video)
-    return float(every[seam - 1] / max(np.median(every), 0.25))
+    return every / max(np.median(every), 0.25)
+
+
+def jump(video: np.ndarray, seam: int) -> float:
+    """That of `jumps` into frame `seam`."""
+    return float(jumps(video)[seam - 1])

@@ -243,7 +243,7 @@ def test_videos_with_no_way_between_them_dissolve(model, monkeypatch):
     share = 3 * time**2 - 2 * time**3
     np.testing.assert_allclose(whole[9:17], (1 - share) * onwards + share * towards, atol=1)
     # A way without a jump is taken as it is.
-    monkeypatch.setattr(passages, "jump", lambda *_: 1.4)
+    monkeypatch.setattr(passages, "jumps", lambda video: np.full(len(video) - 1, 1.4))
     np.testing.assert_array_equal(sora_jax.connect(model, first, second, PROMPT, 1.0, seed=3), led)
 
 
@@ -265,7 +265,7 @@ def test_each_video_may_have_a_prompt_of_its_own(model, monkeypatch, prompts, to
         return np.zeros((1, 5, 2, 4, 4), np.float32)
 
     monkeypatch.setattr(type(model), "sample_latents", sample)
-    monkeypatch.setattr(passages, "jump", lambda *_: 2.0)
+    monkeypatch.setattr(passages, "jumps", lambda video: np.full(len(video) - 1, 2.0))
     prompt = prompts[0] if prompts[0] == prompts[1] else prompts
     sora_jax.connect(model, frames(9), frames(9), prompt, 1.0)
     assert list(dict.fromkeys(seen)) == read

@@ -47,15 +47,12 @@ def read_examples(source: ClipSource, model: Model, count: int) -> list[Example]
     Raises:
       ValueError: there is none.
     """
-    width, height = model.settings.size
-    stride = model.vae_config.spatial_stride
     examples = []
     for i, (frames, clip_height, clip_width) in enumerate(source.shapes):
         if frames < model.settings.frames or len(examples) == count:
             continue
-        factor = (width * height / (clip_width * clip_height)) ** 0.5
-        sides = (max(1, round(side * factor / stride)) for side in (clip_height, clip_width))
-        bucket = Bucket(model.settings.frames, *(stride * side for side in sides))
+        width, height = model.fit_size(clip_width, clip_height)
+        bucket = Bucket(model.settings.frames, height, width)
         clip = source.read(i, bucket, np.random.default_rng(i))
         examples.append(Example(clip["frames"], _readable(model, clip["captions"])))
     if not examples:

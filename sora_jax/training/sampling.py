@@ -4,7 +4,6 @@ from ml_collections import ConfigDict
 
 from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.language.tokenizer import Tokenizer
-from sora_jax.models.dit import DiTConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.dit_task import NoiseConfig
 from sora_jax.weights.settings import from_settings
@@ -15,7 +14,6 @@ def sampling_settings(
     fps: float,
     noise: NoiseConfig,
     vae: VAEConfig,
-    dit: DiTConfig,
     tokenizer: Tokenizer,
 ) -> ModelSettings:
     """Settings for the model folder, from `config.sampling` and what the model was trained with.

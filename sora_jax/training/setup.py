@@ -87,7 +87,7 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
         temporal=vae.config.temporal_stride,
         **text_reading(config, text.tokenizer),
     )
-    settings = sampling_settings(config, data.fps, noise, vae.config, dit, text.tokenizer)
+    settings = sampling_settings(config, data.fps, noise, vae.config, text.tokenizer)
     frozen = {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std}
     if text.params is not None:
         frozen["text"] = text.params
