@@ -34,7 +34,9 @@ def test_the_table_names_only_axes_of_the_mesh():
 
 def test_names_become_mesh_axes():
     assert spec(("batch", "tokens", None)) == PartitionSpec(("data", "fsdp"), ("context",), None)
-    assert spec(("layers", "embed", "heads")) == PartitionSpec(None, ("fsdp",), ("tensor",))
+    assert spec(("layers", "embed", "heads")) == PartitionSpec(
+        None, ("fsdp", "context"), ("tensor",)
+    )
     assert spec(()) == PartitionSpec()
 
 

@@ -1,162 +1,112 @@
-"""Softmax attention in blocks: the matrix of all scores is never in memory, forward or backward.
+"""Softmax attention: the one call site for every platform and every way to split it.
 
-The backward pass recomputes the scores from the saved output and log-sum-exp (FlashAttention-2,
-arXiv 2307.08691). Scores are held transposed, keys by queries: softmax then reduces over the major
-axis and nearly every product reads its operands along their rows, which XLA on CPU runs about
-twice as fast.
+Small problems are written out; others run block by block in the kernel of the platform, and on a
+mesh each device has its clips, heads and tokens.
 """
 
-import functools
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from sora_jax.models import blockwise, splash
+from sora_jax.models.context_parallel import Kernel, attend_locally, attend_over_context
+from sora_jax.sharding import fitting_spec, is_split
 
 _PLAIN_SCORES = 2**18  # up to this many scores over all heads and clips, loops only cost time
-_CACHED_SCORES = 2**18  # how many scores of short sequences a CPU works on at a time (1 MiB)
-_BLOCK = 512  # queries (forward) or keys (backward) at a time in long sequences
-_MASKED = -1e30
-
-# What a recomputing backward pass may keep, so that attention does not run forward twice.
-ATTENTION_RESULT = "attention_result"
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    name: str = "attention",
+) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v for each head, with the softmax in float32.
 
+    Tokens have one axis, [B, N, K, d], or two, [B, T, S, K, d]: frames and places, of which a mesh
+    may split the places ("tokens" of `sora_jax.sharding`). All see all.
+
     Args:
-      q: queries [B, N, K, d].
-      k: keys [B, M, K, d].
-      v: values [B, M, K, d].
-      mask: bool [B, M], the keys that may be attended to, at least one a row; None for all.
+      q: queries.
+      k: keys, with as many axes as the queries, or with one axis of tokens that no mesh splits.
+      v: values, shaped like the keys.
+      mask: bool, shaped like the keys' [B, tokens], those that may be attended to, at least one a
+        clip; None for all.
+      name: of the result for a policy of what the backward pass keeps (`jax.checkpoint_policies`).
 
     Returns:
-      [B, N, K, d] in the dtype of q.
+      Shaped like q, in its dtype.
     """
-    if q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:] or k.shape != v.shape:
+    if q.shape[0] != k.shape[0] or q.shape[-2:] != k.shape[-2:] or k.shape != v.shape:
         raise ValueError(
             f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit together: give "
             "[B, N, K, d], [B, M, K, d] and [B, M, K, d]"
         )
-    if mask is not None and mask.shape != k.shape[:2]:
-        raise ValueError(f"mask {mask.shape} must be [B, M] of the keys: {k.shape[:2]}")
-    if q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] <= _PLAIN_SCORES:
-        return _plain(q, k, v, mask)
-    return _blockwise(q, k, v, mask)
+    if mask is not None and mask.shape != k.shape[:-2]:
+        raise ValueError(f"mask {mask.shape} must be [B, M] of the keys: {k.shape[:-2]}")
+    arrays = (_flat(q), _flat(k), _flat(v), _flat_mask(mask))
+    b, n, heads, _ = arrays[0].shape
+    if b * heads * n * arrays[1].shape[1] <= _PLAIN_SCORES:
+        return _plain(*arrays).reshape(q.shape)
+    if not is_split():
+        return attend_locally(_KERNEL, name, *arrays).reshape(q.shape)
+    return _on_mesh(q, k, v, mask, name)
+
+
+def _on_mesh(q, k, v, mask, name):
+    """Every device attends for its own clips, heads and queries; keys travel if they are split."""
+
+    def spec(x):
+        tokens = (None, "tokens") if x.ndim == 5 else (None,)
+        return fitting_spec(("batch", *tokens, "activation_heads", None), x.shape)
+
+    def local(q, k, v, mask):
+        arrays = (_flat(q), _flat(k), _flat(v), _flat_mask(mask))
+        if context is None:
+            return attend_locally(_KERNEL, name, *arrays).reshape(q.shape)
+        return attend_over_context(_KERNEL, name, *arrays, axis=context).reshape(q.shape)
+
+    keys = spec(k)
+    context = keys[2] if k.ndim == 5 else None
+    in_specs = (spec(q), keys, keys, None if mask is None else PartitionSpec(*keys[:-2]))
+    # Kernels do not say along which axes their results vary, hence no check of it.
+    run = jax.shard_map(local, in_specs=in_specs, out_specs=spec(q), check_vma=False)
+    return run(q, k, v, mask)
+
+
+def _flat(x):
+    return x.reshape(x.shape[0], -1, *x.shape[-2:])
+
+
+def _flat_mask(mask):
+    return None if mask is None else mask.reshape(mask.shape[0], -1)
 
 
 def _plain(q, k, v, mask):
     scores = jnp.einsum("bnkd,bmkd->bknm", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
     if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, _MASKED)
+        scores = jnp.where(mask[:, None, None], scores, blockwise.MASKED)
     return jnp.einsum("bknm,bmkd->bnkd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
-@jax.custom_vjp
-def _blockwise(q, k, v, mask):
-    return _blockwise_forward(q, k, v, mask)[0]
+def _per_platform(tpu: Callable, default: Callable) -> Callable:
+    """The function of the platform that the program is lowered for."""
+
+    def run(*arrays):
+        if not splash.is_for(arrays[0]):
+            return default(*arrays)
+        return lax.platform_dependent(*arrays, tpu=tpu, default=default)
+
+    return run
 
 
-def _blockwise_forward(q, k, v, mask):
-    out, lse = _over_heads(_head_forward, (q, k, v), mask, scores=q.shape[1] * k.shape[1])
-    out = checkpoint_name(out.astype(q.dtype), ATTENTION_RESULT)
-    return out, (q, k, v, mask, out, checkpoint_name(lse, ATTENTION_RESULT))
-
-
-def _blockwise_backward(residuals, grad):
-    q, k, v, mask, out, lse = residuals
-    arrays = (q, k, v, out, lse, grad)
-    dq, dk, dv = _over_heads(_head_backward, arrays, mask, scores=q.shape[1] * k.shape[1])
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
-
-
-_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
-
-
-def _over_heads(head: Callable, arrays: tuple, mask: jax.Array | None, scores: int) -> tuple:
-    """Applies head(*arrays, mask) to each clip and head of arrays [B, N or M, K, ...].
-
-    On CPU one after the other, so that the scores stay in cache; elsewhere all together. The
-    choice falls when the program is lowered: one can compile for a TPU on a machine without.
-    """
-
-    def clip(operands, one_by_one):
-        arrays, mask = operands
-        arrays = tuple(x.swapaxes(0, 1) for x in arrays)
-        if one_by_one:
-            arrays = tuple(x.astype(jnp.float32) for x in arrays)
-        at_once = max(1, _CACHED_SCORES // scores)
-        run = functools.partial(_run_head, head, mask)
-        if one_by_one and at_once < arrays[0].shape[0]:
-            results = lax.map(run, arrays, batch_size=at_once if at_once > 1 else None)
-        else:
-            results = jax.vmap(run)(arrays)
-        return tuple(x.swapaxes(0, 1) for x in results)
-
-    return lax.platform_dependent(
-        (arrays, mask),
-        cpu=lambda operands: lax.map(functools.partial(clip, one_by_one=True), operands),
-        default=jax.vmap(functools.partial(clip, one_by_one=False)),
-    )
-
-
-def _run_head(head, mask, arrays):
-    return head(*arrays, mask)
-
-
-def _head_forward(q, k, v, mask):
-    """Output [N, d] and log-sum-exp of the scores [N] of one head, a block of queries at a time."""
-
-    def block(carry, q):
-        scores = _scores(k, q, mask)
-        highest = scores.max(0, keepdims=True)
-        weights = jnp.exp(scores - highest)
-        total = weights.sum(0, keepdims=True)
-        out = _dot(v.T, weights.astype(v.dtype)) / total
-        return carry, (out.T, (highest + jnp.log(total))[0])
-
-    return _over_blocks(block, (), q)[1]
-
-
-def _head_backward(q, k, v, out, lse, grad, mask):
-    """Gradients of q, k and v of one head, a block of keys at a time."""
-    scale = q.shape[-1] ** -0.5
-    # The softmax's own gradient: how much each query's output moves along the output gradient.
-    along = (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1)[None]
-
-    def block(dq, keys):
-        k, v, mask = keys
-        weights = jnp.exp(_scores(k, q, mask) - lse[None])
-        dv = _dot(weights.astype(grad.dtype), grad)
-        dscores = (weights * (_dot(v, grad.T) - along) * scale).astype(q.dtype)
-        return dq + _dot(k.T, dscores), (_dot(dscores, q), dv)
-
-    dq, (dk, dv) = _over_blocks(block, jnp.zeros(q.shape[::-1], jnp.float32), (k, v, mask))
-    return dq.T, dk, dv
-
-
-def _scores(k, q, mask):
-    scores = _dot(k, q.T) * q.shape[-1] ** -0.5
-    return scores if mask is None else jnp.where(mask[:, None], scores, _MASKED)
-
-
-def _dot(a, b):
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
-
-
-def _over_blocks(block: Callable, carry, rows):
-    """lax.scan of `block` over nearly equal blocks of the leading axis; the last may be shorter."""
-    count = jax.tree.leaves(rows)[0].shape[0]
-    size = math.ceil(count / math.ceil(count / _BLOCK))
-    whole = count // size * size
-    blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), rows)
-    carry, results = lax.scan(block, carry, blocks)
-    results = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), results)
-    if whole < count:
-        carry, last = block(carry, jax.tree.map(lambda x: x[whole:], rows))
-        results = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), results, last)
-    return carry, results
+_KERNEL = Kernel(
+    forward=_per_platform(splash.forward, blockwise.forward),
+    backward=_per_platform(splash.backward, blockwise.backward),
+)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sora_jax.models.conv import Conv
-from sora_jax.models.layers import dense, layer_norm
+from sora_jax.models.layers import Dense, layer_norm
 
 
 class Stage(nn.Module):
@@ -58,7 +58,7 @@ class Discriminator(nn.Module):
         for i in range(3):
             x = Stage(self.width * 2**i, i > 0, self.dtype, name=f"stage_{i}")(x)
         # Silent at first, so that the VAE feels nothing before there is something to feel.
-        x = dense(1, ("conv_in", None), name="head", dtype=self.dtype, bias=False, zeros=True)(x)
+        x = Dense(1, ("conv_in", None), name="head", dtype=self.dtype, bias=False, zeros=True)(x)
         return x[..., 0].astype(jnp.float32)
 
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
-from sora_jax.models.attention import ATTENTION_RESULT, attend
+from sora_jax.models.attention import attend
 from sora_jax.models.layers import (
-    dense,
+    Dense,
     layer_norm,
     patchify,
     rms_norm,
@@ -23,21 +24,41 @@ from sora_jax.models.layers import (
 )
 from sora_jax.models.rope import rope_angles, rotate
 from sora_jax.models.sizes import check_positive, is_counts
-from sora_jax.sharding import constrain
+from sora_jax.sharding import constrain, ways
 
-TOKENS = ("batch", "tokens", None)
+# The residual stream is [B, T, S, D]: T frames of S places. A mesh splits the places, so that what
+# belongs to a frame, such as its noise level, is at hand on every device.
+TOKENS = ("batch", None, "tokens", None)
 
+# What the policies below may keep of a block, by name.
+_INPUT = "input"  # float32, the residual stream
+_ATTENTION, _TEXT_ATTENTION = "attention", "text_attention"  # with their log-sum-exps
+_RESULTS = "results"  # of the three parts, which the gates' gradients need
+_HIDDEN = "hidden"  # of the MLP, before GELU
+
+_policies = jax.checkpoint_policies
 # What the backward pass of a block finds in memory; the rest it computes again.
 REMAT = {
     # Everything, for the fewest operations.
     "none": None,
-    # Results of matrix products and of attention: norms, GELU and the like cost little.
-    "products": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENTION_RESULT),
+    # All matrix products and attention: norms, GELU and the like cost little.
+    "products": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable,
+        _policies.save_only_these_names(_ATTENTION, _TEXT_ATTENTION),
     ),
+    # Self-attention, which in long clips is most of the work, and the wide ends of the parts.
+    "results": _policies.save_only_these_names(_ATTENTION, _RESULTS, _HIDDEN),
+    # The same, all but the attention in the memory of the host.
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[_ATTENTION],
+        names_which_can_be_offloaded=[_INPUT, _RESULTS, _HIDDEN],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    # Self-attention and the block's input.
+    "attention": _policies.save_only_these_names(_ATTENTION),
     # Nothing but the block's input, for the least memory.
-    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "blocks": _policies.nothing_saveable,
 }
 
 
@@ -93,16 +114,8 @@ class DiTConfig:
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """x (1 + scale) + shift: x [B, N, D], shift and scale [B, T, D] for N / T tokens each."""
-    b, n, d = x.shape
-    x = x.reshape(b, shift.shape[1], -1, d)
-    return (x * (1 + scale[:, :, None]) + shift[:, :, None]).reshape(b, n, d)
-
-
-def gate(x: jax.Array, amount: jax.Array) -> jax.Array:
-    """x [B, N, D] times amount [B, T, D], each frame's for its N / T tokens."""
-    b, n, d = x.shape
-    return (x.reshape(b, amount.shape[1], -1, d) * amount[:, :, None]).reshape(b, n, d)
+    """x (1 + scale) + shift: x [B, T, S, D], shift and scale [B, T, D]."""
+    return x * (1 + scale[:, :, None]) + shift[:, :, None]
 
 
 class Text(NamedTuple):
@@ -113,39 +126,43 @@ class Text(NamedTuple):
 
 
 def _heads(module: nn.Module, name: str, x: jax.Array, *, normed: bool) -> jax.Array:
-    """A projection of x [B, N, D] to heads [B, N, K, d], RMS-normed over the full width or not."""
+    """A projection of x [..., D] to heads [..., K, d], RMS-normed over the full width or not."""
     cfg: DiTConfig = module.config
-    y = dense(cfg.width, ("embed", "heads"), name=name, dtype=module.dtype)(x)
+    y = Dense(cfg.width, ("embed", "heads"), name=name, dtype=module.dtype)(x)
     if normed:
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("heads",))
         y = rms_norm(y, module.param(f"{name}_norm", ones, (cfg.width,))).astype(module.dtype)
-    return y.reshape(*y.shape[:2], cfg.heads, cfg.head_width)
+    return y.reshape(*y.shape[:-1], cfg.heads, cfg.head_width)
 
 
 class SelfAttention(nn.Module):
-    """Attention of x [B, N, D] to itself, at rotary angles [N, d / 2]."""
+    """Attention of x [B, T, S, D] to itself, at rotary angles [T, S, d / 2]."""
 
     config: DiTConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array | None) -> jax.Array:
         q, k = (rotate(_heads(self, n, x, normed=True), angles) for n in ("query", "key"))
-        y = attend(q, k, _heads(self, "value", x, normed=False)).reshape(x.shape)
-        return dense(self.config.width, ("heads", "embed"), name="out", dtype=self.dtype)(y)
+        y = attend(q, k, _heads(self, "value", x, normed=False), mask=mask, name=_ATTENTION)
+        y = y.reshape(x.shape)
+        y = Dense(self.config.width, ("heads", "embed"), name="out", dtype=self.dtype)(y)
+        return checkpoint_name(y, _RESULTS)
 
 
 class CrossAttention(nn.Module):
-    """Attention of x [B, N, D] to keys and values [B, L, K, d] that are there already."""
+    """Attention of x [B, T, S, D] to keys and values [B, L, K, d] that are there already."""
 
     config: DiTConfig
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        y = attend(_heads(self, "query", x, normed=True), keys, values).reshape(x.shape)
+        q = _heads(self, "query", x, normed=True)
+        y = attend(q, keys, values, name=_TEXT_ATTENTION).reshape(x.shape)
         out = ("heads", "embed")
-        return dense(self.config.width, out, name="out", dtype=self.dtype, zeros=True)(y)
+        y = Dense(self.config.width, out, name="out", dtype=self.dtype, zeros=True)(y)
+        return checkpoint_name(y, _RESULTS)
 
 
 class KeysAndValues(nn.Module):
@@ -170,9 +187,9 @@ class TextReader(nn.Module):
     def __call__(self, text: jax.Array) -> Text:
         """Features [B, L, text_width], zeros after the prompt's end, to keys and values."""
         cfg, dtype = self.config, self.dtype
-        text = dense(cfg.width, (None, "embed"), name="text_in", dtype=dtype)(text.astype(dtype))
+        text = Dense(cfg.width, (None, "embed"), name="text_in", dtype=dtype)(text.astype(dtype))
         text = nn.gelu(text, approximate=True)
-        text = dense(cfg.width, ("embed", None), name="text_out", dtype=dtype)(text)
+        text = Dense(cfg.width, ("embed", None), name="text_out", dtype=dtype)(text)
         blocks = _scan(KeysAndValues, cfg.layers, nn.broadcast)
         return blocks(cfg, dtype, name="blocks")(None, text)[1]
 
@@ -201,29 +218,40 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, text: Text, levels: jax.Array, angles: jax.Array
+        self,
+        x: jax.Array,
+        text: Text,
+        levels: jax.Array,
+        angles: jax.Array,
+        mask: jax.Array | None,
     ) -> tuple[jax.Array, None]:
-        """x [B, N, D] float32, text of this block, levels [B, T, 6, D], angles [N, d / 2]."""
+        """x [B, T, S, D] float32, text of this block, levels [B, T, 6, D], angles [T, S, d / 2].
+
+        The mask, bool [B, T, S], tells the tokens of x from those that only fill it up.
+        """
         cfg, dtype = self.config, self.dtype
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
         table = self.param("modulation", zeros, (6, cfg.width))
         parts = jnp.moveaxis(levels + table[None, None], 2, 0)
 
+        x = checkpoint_name(x, _INPUT)
         y = modulate(layer_norm(x), parts[0], parts[1]).astype(dtype)
-        y = SelfAttention(cfg, dtype, name="self_attention")(y, angles)
-        x = x + gate(y, parts[2])
+        y = SelfAttention(cfg, dtype, name="self_attention")(y, angles, mask)
+        x = x + y * parts[2][:, :, None]
 
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         bias = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-        y = layer_norm(x) * self.param("text_norm_scale", ones, (cfg.width,))[None, None]
-        y = y + self.param("text_norm_bias", bias, (cfg.width,))[None, None]
+        y = layer_norm(x) * self.param("text_norm_scale", ones, (cfg.width,))[None, None, None]
+        y = y + self.param("text_norm_bias", bias, (cfg.width,))[None, None, None]
         x = x + CrossAttention(cfg, dtype, name="cross_attention")(y.astype(dtype), *text)
 
         y = modulate(layer_norm(x), parts[3], parts[4]).astype(dtype)
-        y = dense(cfg.mlp_width, ("embed", "mlp"), name="mlp_in", dtype=dtype)(y)
-        y = nn.gelu(constrain(y, ("batch", "tokens", "activation_mlp")), approximate=True)
-        y = dense(cfg.width, ("mlp", "embed"), name="mlp_out", dtype=dtype)(y)
-        x = x + gate(y, parts[5])
+        y = Dense(cfg.mlp_width, ("embed", "mlp"), name="mlp_in", dtype=dtype)(y)
+        y = checkpoint_name(constrain(y, (*TOKENS[:-1], "activation_mlp")), _HIDDEN)
+        y = nn.gelu(y, approximate=True)
+        y = Dense(cfg.width, ("mlp", "embed"), name="mlp_out", dtype=dtype)(y)
+        y = checkpoint_name(y, _RESULTS)
+        x = x + y * parts[5][:, :, None]
         return constrain(x, TOKENS), None
 
 
@@ -255,16 +283,13 @@ class DiT(nn.Module):
         """
         cfg, dtype = self.config, self.dtype
         grid = cfg.grid(x.shape[1:4])
-        angles = rope_angles(tuple(jnp.arange(n) for n in grid), cfg.head_width)
-        angles = angles.reshape(-1, cfg.head_width // 2)
-
         if not isinstance(text, Text):
             text = TextReader(cfg, dtype, name="text_reader")(text)
 
         time = sinusoids(t[:, :: cfg.patch[0]], cfg.time_features)
-        time = dense(cfg.width, (None, "embed"), name="time_in", dtype=jnp.float32)(time)
-        time = dense(cfg.width, ("embed", None), name="time_out", dtype=jnp.float32)(nn.silu(time))
-        levels = dense(
+        time = Dense(cfg.width, (None, "embed"), name="time_in", dtype=jnp.float32)(time)
+        time = Dense(cfg.width, ("embed", None), name="time_out", dtype=jnp.float32)(nn.silu(time))
+        levels = Dense(
             6 * cfg.width, ("embed", None), name="time_levels", dtype=jnp.float32, zeros=True
         )(nn.silu(time))
         levels = levels.reshape(*levels.shape[:2], 6, cfg.width)
@@ -272,23 +297,41 @@ class DiT(nn.Module):
         shape = x.shape
         missing = [(0, n * p - size) for n, p, size in zip(grid, cfg.patch, shape[1:4])]
         x = jnp.pad(x, [(0, 0), *missing, (0, 0)], mode="edge")
-        x = patchify(x, cfg.patch).reshape(shape[0], angles.shape[0], -1)
-        x = dense(cfg.width, (None, "embed"), name="patch_in", dtype=dtype)(x.astype(dtype))
+        x = patchify(x, cfg.patch).reshape(shape[0], grid[0], grid[1] * grid[2], -1)
+        angles = rope_angles(tuple(jnp.arange(n) for n in grid), cfg.head_width)
+        x, angles, mask = _fill_up(x, angles.reshape(*x.shape[1:3], -1))
+
+        x = Dense(cfg.width, (None, "embed"), name="patch_in", dtype=dtype)(x.astype(dtype))
         x = constrain(x.astype(jnp.float32), TOKENS)
 
         policy = REMAT[self.remat]
         block = nn.remat(Block, prevent_cse=False, policy=policy) if policy else Block
-        blocks = _scan(block, cfg.layers, (0, nn.broadcast, nn.broadcast))
-        x, _ = blocks(cfg, dtype, name="blocks")(x, text, levels, angles)
+        blocks = _scan(block, cfg.layers, (0, *(nn.broadcast,) * 3))
+        x, _ = blocks(cfg, dtype, name="blocks")(x, text, levels, angles, mask)
 
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
         table = self.param("head_modulation", zeros, (2, cfg.width))
         shift, scale = jnp.moveaxis(time[:, :, None] + table[None, None], 2, 0)
         x = modulate(layer_norm(x), shift, scale).astype(dtype)
         features = cfg.latent_channels * cfg.patch[0] * cfg.patch[1] * cfg.patch[2]
-        x = dense(features, ("embed", None), name="head", dtype=dtype, zeros=True)(x)
-        x = unpatchify(x.astype(jnp.float32).reshape(x.shape[0], *grid, -1), cfg.patch)
+        x = Dense(features, ("embed", None), name="head", dtype=dtype, zeros=True)(x)
+        x = x[:, :, : grid[1] * grid[2]].astype(jnp.float32)
+        x = unpatchify(x.reshape(shape[0], *grid, -1), cfg.patch)
         return x[:, : shape[1], : shape[2], : shape[3]]
+
+
+def _fill_up(x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Places of x [B, T, S, C] and angles [T, S, d / 2] up to a number that the mesh divides.
+
+    With them comes what attention may see, bool [B, T, S]; None if nothing is missing.
+    """
+    count = x.shape[2]
+    more = -count % ways("tokens")
+    if not more:
+        return x, angles, None
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, more), (0, 0)])
+    angles = jnp.pad(angles, [(0, 0), (0, more), (0, 0)])
+    return x, angles, jnp.broadcast_to(jnp.arange(count + more) < count, x.shape[:3])
 
 
 def init_dit(config: DiTConfig, key: jax.Array) -> dict:

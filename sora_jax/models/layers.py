@@ -6,35 +6,39 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sora_jax.sharding import gather
 
-def dense(
-    features: int,
-    axes: tuple[str | None, str | None],
-    *,
-    name: str,
-    dtype: jnp.dtype,
-    bias: bool = True,
-    zeros: bool = False,
-) -> nn.Dense:
-    """A linear layer whose kernel carries the logical axes (input, output).
 
-    Args:
+class Dense(nn.Module):
+    """A linear layer whose kernel [input, output] carries logical axes.
+
+    Attributes:
       features: output width.
       axes: logical names of the kernel's two dimensions, resolved by `sora_jax.sharding`.
-      name: parameter name.
       dtype: compute dtype; parameters are float32.
       bias: whether to add one.
       zeros: start from a zero kernel, for layers whose output is first to be silent.
     """
-    init = nn.initializers.zeros if zeros else nn.initializers.xavier_uniform()
-    return nn.Dense(
-        features,
-        use_bias=bias,
-        dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(init, axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
-        name=name,
-    )
+
+    features: int
+    axes: tuple[str | None, str | None]
+    dtype: jnp.dtype
+    bias: bool = True
+    zeros: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., input] to [..., features] in the compute dtype."""
+        zeros = nn.initializers.zeros
+        init = zeros if self.zeros else nn.initializers.xavier_uniform()
+        boxed = nn.with_logical_partitioning(init, self.axes)
+        kernel = self.param("kernel", boxed, (x.shape[-1], self.features))
+        y = jnp.matmul(x.astype(self.dtype), gather(kernel, self.axes, self.dtype))
+        if not self.bias:
+            return y
+        boxed = nn.with_logical_partitioning(zeros, self.axes[1:])
+        bias = gather(self.param("bias", boxed, (self.features,)), self.axes[1:], self.dtype)
+        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:

@@ -30,15 +30,15 @@ def rope_angles(
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns the channel pairs of x [B, N, K, d] by angles [N, d / 2], in float32.
+    """Turns the channel pairs of x [B, ..., K, d] by angles [..., d / 2], in float32.
 
     The pair i is (x[i], x[i + d / 2]). Models that pair neighbouring channels hold the same
     function with the channels of queries and keys in another order: attention only sees dot
     products within a head. Halves keep vector lanes whole, where neighbours would interleave them.
     """
     half = x.shape[-1] // 2
-    cos = jnp.cos(angles)[None, :, None, :]
-    sin = jnp.sin(angles)[None, :, None, :]
+    cos = jnp.cos(angles)[None, ..., None, :]
+    sin = jnp.sin(angles)[None, ..., None, :]
     first = x[..., :half].astype(jnp.float32)
     second = x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)

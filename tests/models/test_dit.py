@@ -66,13 +66,13 @@ def test_a_new_block_is_the_identity():
     rng = np.random.default_rng(0)
     x, levels, angles, keys = (
         rng.normal(size=shape).astype(np.float32)
-        for shape in ((2, 12, 32), (2, 3, 6, 32), (12, 8), (2, 5, 2, 16))
+        for shape in ((2, 3, 4, 32), (2, 3, 6, 32), (3, 4, 8), (2, 5, 2, 16))
     )
     text = Text(keys, keys)
     # New levels are zero: the projection that all blocks share starts so, as the next test holds.
     block, levels = Block(CONFIG, jnp.float32), 0 * levels
-    variables = nn.unbox(jit(block.init)(jax.random.key(0), x, text, levels, angles))
-    y, _ = jit(block.apply)(variables, x, text, levels, angles)
+    variables = nn.unbox(jit(block.init)(jax.random.key(0), x, text, levels, angles, None))
+    y, _ = jit(block.apply)(variables, x, text, levels, angles, None)
     np.testing.assert_array_equal(y, x)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.models.layers import dense, layer_norm, patchify, rms_norm, sinusoids, unpatchify
+from sora_jax.models.layers import Dense, layer_norm, patchify, rms_norm, sinusoids, unpatchify
 
 
 def draw(*shape, seed=0):
@@ -63,7 +63,7 @@ def test_a_patch_is_a_block_of_neighbours():
 
 @pytest.mark.parametrize("zeros", [False, True])
 def test_dense_names_its_axes_and_can_start_silent(zeros):
-    layer = dense(6, ("embed", "mlp"), name="layer", dtype=jnp.float32, zeros=zeros)
+    layer = Dense(6, ("embed", "mlp"), name="layer", dtype=jnp.float32, zeros=zeros)
     boxed = layer.init(jax.random.key(0), jnp.ones((2, 4)))
     assert nn.get_partition_spec(boxed)["params"]["kernel"] == jax.P("embed", "mlp")
     assert nn.get_partition_spec(boxed)["params"]["bias"] == jax.P("mlp")
@@ -71,7 +71,7 @@ def test_dense_names_its_axes_and_can_start_silent(zeros):
 
 
 def test_dense_keeps_float32_parameters_and_computes_in_its_dtype():
-    layer = dense(6, (None, None), name="layer", dtype=jnp.bfloat16, bias=False)
+    layer = Dense(6, (None, None), name="layer", dtype=jnp.bfloat16, bias=False)
     params = nn.unbox(layer.init(jax.random.key(0), jnp.ones((2, 4))))["params"]
     assert {name: x.dtype for name, x in params.items()} == {"kernel": jnp.float32}
     assert layer.apply({"params": params}, jnp.ones((2, 4))).dtype == jnp.bfloat16

@@ -11,6 +11,7 @@ from flax import linen as nn
 from sora_jax.buckets import Bucket
 from sora_jax.data.loader import make_loader
 from sora_jax.data.worlds.shapes import Shapes
+from sora_jax.models import attention
 from sora_jax.models.discriminator import Discriminator
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.pixels import to_float
@@ -27,6 +28,14 @@ from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+# The transformer's 4 places and 2 heads: exchanged, on a ring, both, and filled up to 8 places.
+TOKEN_MESHES = [
+    {"fsdp": 4, "context": 2},
+    {"context": 8},
+    {"data": 2, "context": 4},
+    {"tensor": 2, "context": 4},
+    {"data": 2, "context": 2, "tensor": 2},
+]
 VAE = VAEConfig(4, 4, (1, 2), 1, (True,), 4, patch=2)
 DIT = DiTConfig(32, 2, 2, 64, 4, (1, 2, 2), 16, 16)
 TEXT = TextConfig(16, 16, 2, 2, 8, 32)
@@ -166,8 +175,19 @@ def single(dit, vae, adversarial):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("name", ["dit", "vae", "adversarial"])
 def test_a_mesh_changes_nothing(request, single, name, mesh):
-    loss, gradients = differentiate(*request.getfixturevalue(name), make_mesh(mesh))
-    expected_loss, expected = single[name]
+    found = differentiate(*request.getfixturevalue(name), make_mesh(mesh))
+    assert_same(found, single[name])
+
+
+@pytest.mark.parametrize("mesh", TOKEN_MESHES, ids=str)
+def test_splitting_the_tokens_changes_nothing(monkeypatch, single, dit, mesh):
+    monkeypatch.setattr(attention, "_PLAIN_SCORES", 0)  # long clips' kernels for short ones
+    assert_same(differentiate(*dit, make_mesh(mesh)), single["dit"])
+
+
+def assert_same(found, wanted):
+    """Loss and gradients, within 1e-5 of their size."""
+    (loss, gradients), (expected_loss, expected) = found, wanted
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for (path, found), wanted in zip(
         jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected)
