@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -21,6 +22,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # Activations.
     "batch": ("data", "fsdp"),
     "tokens": ("context",),
+    "rows": ("context",),
     "activation_heads": ("tensor",),
     "activation_mlp": ("tensor",),
     # Parameters.
@@ -45,7 +47,8 @@ def make_mesh(
       devices: all of jax.devices() if None.
 
     Raises:
-      ValueError: an unknown axis, or sizes whose product is not the number of devices.
+      ValueError: an unknown axis, sizes whose product is not the number of devices, or slices that
+        another axis than `data` would have to cross.
     """
     devices = jax.devices() if devices is None else devices
     shape = dict(shape) if shape else {"fsdp": -1}
@@ -68,9 +71,25 @@ def make_mesh(
             f"mesh {shape} does not fill the {len(devices)} devices; choose sizes whose product "
             f"is {len(devices)}, or leave one axis -1"
         )
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform == "tpu" and slices > 1:
+        return _over_slices(sizes, slices, devices)
     return jax.make_mesh(
         tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
     )
+
+
+def _over_slices(sizes: list[int], slices: int, devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh of several slices: only `data`, whose gradients alone meet, crosses their network."""
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh axis data={sizes[0]} is not a multiple of the {slices} slices, and the other "
+            f"axes must stay within one; choose data={slices}, and the rest for "
+            f"{len(devices) // slices} devices"
+        )
+    within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
+    ordered = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    return Mesh(ordered, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def spec(names: Sequence[str | None]) -> PartitionSpec:

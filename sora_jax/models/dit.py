@@ -33,8 +33,8 @@ TOKENS = ("batch", None, "tokens", None)
 # What the policies below may keep of a block, by name.
 _INPUT = "input"  # float32, the residual stream
 _ATTENTION, _TEXT_ATTENTION = "attention", "text_attention"  # with their log-sum-exps
-_RESULTS = "results"  # of the three parts, which the gates' gradients need
-_HIDDEN = "hidden"  # of the MLP, before GELU
+_RESULTS = "results"  # of the three parts
+_QUERIES = "queries"  # and keys of self-attention, normed and turned
 
 _policies = jax.checkpoint_policies
 # What the backward pass of a block finds in memory; the rest it computes again.
@@ -46,12 +46,12 @@ REMAT = {
         _policies.dots_with_no_batch_dims_saveable,
         _policies.save_only_these_names(_ATTENTION, _TEXT_ATTENTION),
     ),
-    # Self-attention, which in long clips is most of the work, and the wide ends of the parts.
-    "results": _policies.save_only_these_names(_ATTENTION, _RESULTS, _HIDDEN),
+    # Self-attention, which in long clips is most of the work, and what costs most for its size.
+    "results": _policies.save_only_these_names(_ATTENTION, _RESULTS, _QUERIES),
     # The same, all but the attention in the memory of the host.
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[_ATTENTION],
-        names_which_can_be_offloaded=[_INPUT, _RESULTS, _HIDDEN],
+        names_which_can_be_offloaded=[_INPUT, _RESULTS, _QUERIES],
         offload_src="device",
         offload_dst="pinned_host",
     ),
@@ -143,7 +143,8 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array | None) -> jax.Array:
-        q, k = (rotate(_heads(self, n, x, normed=True), angles) for n in ("query", "key"))
+        turned = (rotate(_heads(self, n, x, normed=True), angles) for n in ("query", "key"))
+        q, k = (checkpoint_name(y, _QUERIES) for y in turned)
         y = attend(q, k, _heads(self, "value", x, normed=False), mask=mask, name=_ATTENTION)
         y = y.reshape(x.shape)
         y = Dense(self.config.width, ("heads", "embed"), name="out", dtype=self.dtype)(y)
@@ -158,7 +159,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        q = _heads(self, "query", x, normed=True)
+        q = checkpoint_name(_heads(self, "query", x, normed=True), _QUERIES)
         y = attend(q, keys, values, name=_TEXT_ATTENTION).reshape(x.shape)
         out = ("heads", "embed")
         y = Dense(self.config.width, out, name="out", dtype=self.dtype, zeros=True)(y)
@@ -247,8 +248,7 @@ class Block(nn.Module):
 
         y = modulate(layer_norm(x), parts[3], parts[4]).astype(dtype)
         y = Dense(cfg.mlp_width, ("embed", "mlp"), name="mlp_in", dtype=dtype)(y)
-        y = checkpoint_name(constrain(y, (*TOKENS[:-1], "activation_mlp")), _HIDDEN)
-        y = nn.gelu(y, approximate=True)
+        y = nn.gelu(constrain(y, (*TOKENS[:-1], "activation_mlp")), approximate=True)
         y = Dense(cfg.width, ("mlp", "embed"), name="mlp_out", dtype=dtype)(y)
         y = checkpoint_name(y, _RESULTS)
         x = x + y * parts[5][:, :, None]
@@ -301,6 +301,7 @@ class DiT(nn.Module):
         angles = rope_angles(tuple(jnp.arange(n) for n in grid), cfg.head_width)
         x, angles, mask = _fill_up(x, angles.reshape(*x.shape[1:3], -1))
 
+        x = constrain(x, TOKENS)
         x = Dense(cfg.width, (None, "embed"), name="patch_in", dtype=dtype)(x.astype(dtype))
         x = constrain(x.astype(jnp.float32), TOKENS)
 

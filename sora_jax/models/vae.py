@@ -15,8 +15,13 @@ from sora_jax.models.attention import attend
 from sora_jax.models.conv import Conv, Past
 from sora_jax.models.pixels import to_float
 from sora_jax.models.sizes import check_positive, is_counts
+from sora_jax.sharding import constrain
 
 Carry = list[jax.Array]
+
+# A mesh that splits the tokens of the transformer splits the rows of frames here; the compiler
+# exchanges the rows at the borders that convolutions need.
+VIDEO = ("batch", None, "rows", None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,8 +230,9 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array, past: Past) -> jax.Array:
         cfg, dtype = self.config, self.dtype
         widths = [cfg.encoder_width * m for m in cfg.multipliers]
-        x = Conv(widths[0], (3, 3, 3), dtype=dtype, name="conv_in")(x, past)
+        x = Conv(widths[0], (3, 3, 3), dtype=dtype, name="conv_in")(constrain(x, VIDEO), past)
         for level, width in enumerate(widths):
+            x = constrain(x, VIDEO)
             for i in range(cfg.blocks):
                 x = ResidualBlock(width, dtype, name=f"level_{level}_block_{i}")(x, past)
             if level < len(cfg.temporal):
@@ -247,10 +253,11 @@ class Decoder(nn.Module):
     def __call__(self, z: jax.Array, past: Past) -> jax.Array:
         cfg, dtype = self.config, self.dtype
         widths = [cfg.decoder_width * m for m in reversed(cfg.multipliers)]
-        x = Conv(cfg.latent_channels, dtype=dtype, name="dequantize")(z)
+        x = Conv(cfg.latent_channels, dtype=dtype, name="dequantize")(constrain(z, VIDEO))
         x = Conv(widths[0], (3, 3, 3), dtype=dtype, name="conv_in")(x, past)
         x = Middle(dtype, name="middle")(x, past)
         for level, width in enumerate(widths):
+            x = constrain(x, VIDEO)
             for i in range(cfg.blocks + 1):
                 x = ResidualBlock(width, dtype, name=f"level_{level}_block_{i}")(x, past)
             if level < len(cfg.temporal):

@@ -85,6 +85,7 @@ class DiTTask:
       remat: what the backward pass keeps of a block, see `models.dit.REMAT`.
       tokenizer, settings: go into the model folder.
       start: parameters to start from; None to draw them.
+      precomputed: what of `frozen` was at work on the batches before; for the model folder.
     """
 
     config: DiTConfig
@@ -99,11 +100,12 @@ class DiTTask:
     tokenizer: Any
     settings: dict[str, Any]
     start: Any = None
+    precomputed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def init(self, key: jax.Array) -> Any:
         dit_key, text_key = jax.random.split(key)
         params = {"dit": init_dit(self.config, dit_key)}
-        if "text" not in self.frozen:
+        if "text" not in {**self.frozen, **self.precomputed}:
             params["text"] = init_text(self.text_config, text_key)
         return begin(params, self.start)
 
@@ -184,14 +186,15 @@ class DiTTask:
         return 3.0 * clips * flops(self.config, tokens, words, frames)
 
     def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
+        fixed = {**self.frozen, **self.precomputed}
         vae = {
             **dataclasses.asdict(self.vae_config),
-            "latent_mean": [float(x) for x in self.frozen["latent_mean"]],
-            "latent_std": [float(x) for x in self.frozen["latent_std"]],
+            "latent_mean": [float(x) for x in fixed["latent_mean"]],
+            "latent_std": [float(x) for x in fixed["latent_std"]],
         }
-        text = params["text"] if "text" in params else self.frozen["text"]
+        text = params["text"] if "text" in params else fixed["text"]
         parts = {
-            "vae": Part(vae, self.frozen["vae"]),
+            "vae": Part(vae, fixed["vae"]),
             "dit": Part(dataclasses.asdict(self.config), params["dit"]),
             "text": Part(dataclasses.asdict(self.text_config), text),
         }

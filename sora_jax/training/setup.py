@@ -81,16 +81,20 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
     for bucket in buckets:
         vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
     noise = from_settings(NoiseConfig, config.noise)
+    reading = text_reading(config, text.tokenizer)
     data = make_data(
         config,
         spatial=vae.config.spatial_stride * dit.patch[1],
         temporal=vae.config.temporal_stride,
-        **text_reading(config, text.tokenizer),
+        **reading,
     )
     settings = sampling_settings(config, data.fps, noise, vae.config, text.tokenizer)
-    frozen = {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std}
+    # What has done its work before takes no memory of the devices.
+    frozen, precomputed = {}, {}
+    encoder = {"vae": vae.params, "latent_mean": vae.mean, "latent_std": vae.std}
+    (precomputed if config.data.latents else frozen).update(encoder)
     if text.params is not None:
-        frozen["text"] = text.params
+        (precomputed if "text_length" in reading else frozen)["text"] = text.params
     task = DiTTask(
         dit,
         text.config,
@@ -104,6 +108,7 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
         tokenizer=text.tokenizer,
         settings=dataclasses.asdict(settings),
         start=start,
+        precomputed=precomputed,
     )
     return task, data
 

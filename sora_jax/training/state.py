@@ -1,6 +1,7 @@
 """The train state and one step of it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -10,7 +11,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
-from sora_jax.sharding import tree_shardings
+from sora_jax.sharding import constrain, tree_shardings
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -57,46 +58,93 @@ class TrainState(struct.PyTreeNode):
     skipped: jax.Array
 
 
+def _create(
+    init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    params = init(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=tx.init(params),
+        bad_steps=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(
+    init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state's shapes, types and shardings on the mesh: no memory is taken.
+
+    The layout of parameters, average and optimizer state alike comes from one evaluation.
+    """
+    boxed = jax.eval_shape(partial(_create, init, tx), jax.random.key(0))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nn.meta.unbox(boxed),
+        tree_shardings(boxed, mesh),
+    )
+
+
 def make_state(
     init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, key: jax.Array, mesh: Mesh
 ) -> tuple[TrainState, Any]:
-    """A fresh state laid out on the mesh, and its shardings.
+    """A fresh state laid out on the mesh, and its shardings."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(init, tx, mesh))
+    create = jax.jit(lambda key: nn.meta.unbox(_create(init, tx, key)), out_shardings=shardings)
+    return create(key), shardings
 
-    The layout of parameters, average and optimizer state alike comes from one abstract
-    evaluation, before any memory is taken.
-    """
 
-    def create(key: jax.Array) -> TrainState:
-        params = init(key)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            ema=jax.tree.map(jnp.copy, params),
-            opt_state=tx.init(params),
-            bad_steps=jnp.zeros((), jnp.int32),
-            skipped=jnp.zeros((), jnp.int32),
-        )
+def _in_parts(batch: Batch, parts: int) -> Batch:
+    """Arrays [B, ...] as [parts, B / parts, ...], each part with clips of every device."""
 
-    shardings = tree_shardings(jax.eval_shape(create, key), mesh)
-    state = jax.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
-    return state, shardings
+    def one(name: str, x: jax.Array) -> jax.Array:
+        if x.shape[0] % parts:
+            raise ValueError(
+                f"config.loop.accumulate={parts} does not divide the {x.shape[0]} clips of a batch "
+                f"({name} {x.shape}); choose a divisor, or change config.data.token_budget"
+            )
+        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(x, (None, "batch", *(None,) * (x.ndim - 2)))
+
+    return {name: one(name, x) for name, x in batch.items()}
+
+
+def _differentiate(
+    task: Task, params: Any, frozen: Any, batch: Batch, key: jax.Array, parts: int
+) -> tuple[jax.Array, Metrics, Any]:
+    """Loss, metrics and gradients: means over `parts` of the batch, one after the other."""
+    differentiate = jax.value_and_grad(task.loss, has_aux=True)
+    if parts == 1:
+        (loss, metrics), grads = differentiate(params, frozen, batch, key)
+        return loss, metrics, grads
+
+    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, tuple[jax.Array, Metrics]]:
+        (loss, metrics), grads = differentiate(params, frozen, *part)
+        return jax.tree.map(lambda a, b: a + b / parts, total, grads), (loss, metrics)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    keys = jax.random.split(key, parts)
+    grads, (losses, metrics) = jax.lax.scan(add, zeros, (_in_parts(batch, parts), keys))
+    # A metric may be without a value in a part, such as that of levels which it had not drawn.
+    return jnp.mean(losses), jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics), grads
 
 
 def make_train_step(
-    task: Task, tx: optax.GradientTransformation, *, ema_decay: float
+    task: Task, tx: optax.GradientTransformation, *, ema_decay: float, accumulate: int = 1
 ) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """(state, frozen, batch, run_key) -> (state, metrics); jit it with state donated.
 
-    A step whose loss or gradient is not finite changes nothing but the counters.
+    A step whose loss or gradient is not finite changes nothing but the counters. With `accumulate`
+    a batch is taken in that many parts, for the memory of one.
     """
 
     def train_step(
         state: TrainState, frozen: Any, batch: Batch, run_key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(run_key, state.step)
-        (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(
-            state.params, frozen, batch, key
-        )
+        loss, metrics, grads = _differentiate(task, state.params, frozen, batch, key, accumulate)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -1,6 +1,7 @@
 """The tasks: the same on any mesh, and the VAE and its discriminator against each other."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.dit_task import DiTTask, NoiseConfig, draw_windows
 from sora_jax.training.loop import LoopConfig, evaluate, place_batch, train
 from sora_jax.training.optimizer import make_optimizer
+from sora_jax.training.state import _differentiate
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
 
@@ -183,6 +185,32 @@ def test_a_mesh_changes_nothing(request, single, name, mesh):
 def test_splitting_the_tokens_changes_nothing(monkeypatch, single, dit, mesh):
     monkeypatch.setattr(attention, "_PLAIN_SCORES", 0)  # long clips' kernels for short ones
     assert_same(differentiate(*dit, make_mesh(mesh)), single["dit"])
+
+
+def test_a_batch_in_parts_is_the_mean_of_its_parts(dit):
+    """Parts hold every second clip, so that each has some of every device."""
+    task, batch = dit
+    params, key = draw_params(task), jax.random.key(3)
+    with jax.set_mesh(make_mesh({"fsdp": 4}, jax.devices()[:4])):
+        together = jax.jit(lambda params, batch: _differentiate(task, params, {}, batch, key, 2))
+        loss, metrics, gradients = together(params, batch)
+    parts = [
+        jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
+            params, {}, {name: x[i::2] for name, x in batch.items()}, key
+        )
+        for i, key in enumerate(jax.random.split(key, 2))
+    ]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, parts[0][1], parts[1][1])
+    expected = float(parts[0][0][0] + parts[1][0][0]) / 2
+    assert_same((float(loss), gradients), (expected, mean))
+    assert set(metrics) == set(parts[0][0][1])
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused(dit):
+    task, batch = dit
+    parts = partial(_differentiate, task, draw_params(task), {}, batch, jax.random.key(0), 3)
+    with pytest.raises(ValueError, match=r"config.loop.accumulate=3 does not divide the 8 clips"):
+        jax.eval_shape(parts)
 
 
 def assert_same(found, wanted):

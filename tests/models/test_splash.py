@@ -1,0 +1,46 @@
+"""The kernels of TPUs, interpreted on CPU, against those of CPUs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.models import blockwise, splash
+
+pytest.importorskip("tokamax", reason='the tpu extra is not installed: pip install -e ".[tpu]"')
+
+# Queries, keys, heads, whether some keys are masked: whole blocks, and blocks that are filled up.
+CASES = [(256, 256, 2, False), (300, 200, 1, False), (130, 257, 2, True)]
+
+
+def make(n, m, heads, masked):
+    rng = np.random.default_rng(0)
+    q, grad = (rng.standard_normal((2, n, heads, 128)).astype(np.float32) for _ in range(2))
+    k, v = (rng.standard_normal((2, m, heads, 128)).astype(np.float32) for _ in range(2))
+    mask = rng.random((2, m)) < 0.6 if masked else None
+    return q, k, v, mask, grad
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients_are_those_of_the_plain_path(case):
+    q, k, v, mask, grad = make(*case)
+    out, lse = jax.jit(blockwise.forward)(q, k, v, mask)
+    found_out, found_lse = jax.jit(splash.forward)(q, k, v, mask)
+    np.testing.assert_allclose(found_out, out, atol=2e-5)
+    np.testing.assert_allclose(found_lse, lse, atol=2e-5)
+    wanted = jax.jit(blockwise.backward)(q, k, v, mask, out, lse, grad)
+    found = jax.jit(splash.backward)(q, k, v, mask, out, lse, grad)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("n", [1, 640, 641, 18900, 32760, 37800, 75600, 920_040])
+def test_blocks_leave_little_over_and_are_lanes(n):
+    size = splash._block(n)
+    assert size % 128 == 0 and size <= 1024
+    assert splash._padded(n) % size == 0 and splash._padded(n) - n < max(128, 0.02 * n)
+    assert splash._padded(splash._padded(n)) == splash._padded(n)
+
+
+def test_kernels_are_for_tpus_and_heads_of_whole_lanes():
+    assert not splash.is_for(jnp.zeros((1, 8, 2, 128)))  # this is a CPU
