@@ -89,8 +89,7 @@ def trace(plan: Plan, mesh: Mesh) -> Work:
     Raises:
       ValueError: a size that the mesh does not divide.
     """
-    with jax.set_mesh(mesh):
-        return WORKS[plan.work](plan.config, plan.sizes, mesh, plan.clips)
+    return WORKS[plan.work](plan.config, plan.sizes, mesh, plan.clips)
 
 
 def compile_plan(plan: Plan, name: str) -> Result:
