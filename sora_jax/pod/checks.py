@@ -67,10 +67,10 @@ def bytes_a_chip(tree: Any, mesh: Mapping[str, int] | None = None) -> int:
     return total
 
 
-def host_bytes(tree: Any) -> int:
-    """Bytes a chip of the arrays that lie in its host's memory."""
+def host_bytes(tree: Any, mesh: Mapping[str, int] | None = None) -> int:
+    """Bytes a chip of the arrays that lie in its host's memory; arguments as `bytes_a_chip`."""
     leaves = jax.tree.leaves(tree)
-    return bytes_a_chip([x for x in leaves if "host" in (x.sharding.memory_kind or "")])
+    return bytes_a_chip([x for x in leaves if "host" in (x.sharding.memory_kind or "")], mesh)
 
 
 def _local_shape(
@@ -98,7 +98,7 @@ def check_state(kinds: Mapping[str, Any], topology: Slice, mesh: Mapping[str, in
       ValueError: they do; it names the nearest plan where they do not.
     """
     state = [kinds[name] for name in STATE if name in kinds]
-    needed = bytes_a_chip(state) - host_bytes(state)
+    needed = bytes_a_chip(state, mesh) - host_bytes(state, mesh)
     limit = topology.chip.hbm * GIB
     if needed <= limit:
         return

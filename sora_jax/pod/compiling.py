@@ -123,6 +123,7 @@ def compile_plan(plan: Plan, name: str) -> Result:
 def _compile(plan: Plan, connection: Connection, said: str) -> None:
     """Runs in the process; what the compiler says goes to the file `said`."""
     os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
+    os.environ.pop("XLA_FLAGS", None)  # one of another backend would end the TPU's compiler
     mesh = plan_mesh(plan.config, plan.topology)
     work = trace(plan, mesh)
     try:

@@ -48,10 +48,18 @@ def kernel_calls(program: Program) -> list[KernelCall]:
     Raises:
       ValueError: a kernel other than those of splash attention, or shapes that are not theirs.
     """
-    return [
+    calls = [
         _splash(instruction, execution.count)
         for execution in program.executions
         for instruction in _kernels(program, execution)
+    ]
+    # What looks fused is not where queries of the same sizes have a kernel to themselves.
+    apart = {call[2:] for call in calls if call.kind == "backward of queries"}
+    return [
+        call._replace(kind="backward of keys and values")
+        if call.kind == "fused backward" and call[2:] in apart
+        else call
+        for call in calls
     ]
 
 
@@ -76,7 +84,8 @@ def _splash(call: Instruction, count: int) -> KernelCall:
         )
     queries, keys = floats[0].shape, floats[1].shape
     heads = math.prod(queries[:-2])
-    return KernelCall(_kind(call, name), count, heads, queries[-2], keys[-2], queries[-1])
+    kind = _kind(call, name, {queries[-2:], keys[-2:]})
+    return KernelCall(kind, count, heads, queries[-2], keys[-2], queries[-1])
 
 
 def _operands(call: Instruction) -> list[Array]:
@@ -85,10 +94,11 @@ def _operands(call: Instruction) -> list[Array]:
     return arrays(rest.partition("}}")[0] + "}")
 
 
-def _kind(call: Instruction, name: str) -> str:
+def _kind(call: Instruction, name: str, whole: set[tuple[int, ...]]) -> str:
+    """The kind of a kernel by its name and by how many gradients, of `whole` shapes, it makes."""
     if "dkv" in name:
-        # With queries' gradient, in parts to be summed, beside those of keys and values.
-        gradients = [x for x in arrays(call.type) if len(x.shape) >= 3]
+        # That of queries, in parts to be summed, is made with those of keys and values.
+        gradients = [x for x in arrays(call.type) if x.shape[-2:] in whole]
         return "fused backward" if len(gradients) >= 3 else "backward of keys and values"
     if "dq" in name:
         return "backward of queries"

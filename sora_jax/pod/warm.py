@@ -57,6 +57,7 @@ def warm(config: ConfigDict, workdir: pathlib.Path) -> None:
             out_shardings=(shardings, None),
         )
         evaluate_step = jax.jit(task.evaluate)
+        evaluate_key = jax.random.fold_in(evaluate_key, 0)  # lies where those of the scores lie
         began = time.monotonic()
         for row in data.loader.report.rows:
             if not row.clips:
