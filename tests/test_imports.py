@@ -46,7 +46,7 @@ ARROWS = {
         *("buckets", "video_io"),
     },
     "pod": {
-        *("buckets", "command", "diffusion", "generation", "models", "sharding", "training"),
+        *("buckets", "diffusion", "generation", "models", "sharding", "training"),
         "weights",
     },
     "__init__": {"endless", "passages", "pipeline", "prompting", "video_io"},

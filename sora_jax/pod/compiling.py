@@ -116,7 +116,8 @@ def compile_plan(plan: Plan, name: str) -> Result:
             result = Result(_last_words(process.exitcode, said.read().decode(errors="replace")))
         process.join()
     seconds = time.monotonic() - began
-    logger.info("%s in %.1f s", "no program" if result.error else "compiled", seconds)
+    outcome = f"no program: {result.error}" if result.error else "compiled"
+    logger.info("%s, %.1f s", outcome, seconds)
     return dataclasses.replace(result, seconds=seconds)
 
 

@@ -74,10 +74,11 @@ def search(
     ranked = rank(config, topology, sizes, clips)
     reports: list[dict[str, Any]] = []
     limit = float("inf")
+    broken: list[dict[str, int]] = []  # meshes that end the compiler
     for candidate in ranked:
         if len(reports) == TRIES or sum(report["fits"] for report in reports) == WANTED:
             break
-        if candidate.bound >= limit:
+        if candidate.bound >= limit or candidate.mesh in broken:
             continue
         plan = _plan(config, candidate, topology, sizes, clips)
         try:
@@ -92,6 +93,8 @@ def search(
         reports.append(report)
         if not report["fits"] and "HBM" in report.get("error", "HBM"):
             limit = candidate.bound  # what takes as much at the least will not fit either
+        elif not report["fits"]:
+            broken.append(candidate.mesh)
     fitting = [report for report in reports if report["fits"]]
     best = min(fitting, key=lambda report: report["seconds"]["step"], default=None)
     print(table(reports))
