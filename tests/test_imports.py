@@ -45,6 +45,10 @@ ARROWS = {
         *("models", "diffusion", "data", "sharding", "language", "weights", "evaluation"),
         *("buckets", "video_io"),
     },
+    "pod": {
+        *("buckets", "diffusion", "generation", "models", "sharding", "training"),
+        "weights",
+    },
     "__init__": {"endless", "passages", "pipeline", "prompting", "video_io"},
 }
 
