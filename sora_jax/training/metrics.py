@@ -33,17 +33,20 @@ class Reporter:
     """Collects the metrics of steps and writes their means every so often.
 
     Args:
-      folder: for event files.
+      folder: for event files; None on all hosts but the first, which write nothing.
       steps: length of the run, for the bar and the time left.
       every: steps between two lines.
       peak: FLOP/s of all devices together, which the achieved rate is a share of.
       start: step at which this process starts.
     """
 
-    def __init__(self, folder: pathlib.Path, *, steps: int, every: int, peak: float, start: int):
-        self._writer = SummaryWriter(str(folder))
+    def __init__(
+        self, folder: pathlib.Path | None, *, steps: int, every: int, peak: float, start: int
+    ):
+        self._writer = None if folder is None else SummaryWriter(str(folder))
         self._steps, self._every, self._peak = steps, every, peak
-        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty())
+        hidden = folder is None or not sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=hidden)
         self._sums: dict[str, float] = {}
         self._weights: dict[str, int] = {}
         self._steps_timed, self._clips, self._flops = 0, 0, 0.0
@@ -99,6 +102,8 @@ class Reporter:
 
     def write(self, step: int, groups: Mapping[str, Mapping[str, Any]]) -> None:
         """Scalars into the event file, by group and name; arrays are left out."""
+        if self._writer is None:
+            return
         for group, values in groups.items():
             for name, value in values.items():
                 if np.ndim(value) == 0:
@@ -106,4 +111,5 @@ class Reporter:
 
     def close(self) -> None:
         self._bar.close()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

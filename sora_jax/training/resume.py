@@ -1,18 +1,25 @@
-"""What a run of the transformer must find again when it goes on: its tokenizer and its VAE.
+"""What a run must find again when it goes on: its tokenizer, its VAE, the sizes of its batches.
 
-Both come from outside the checkpoint and could change under a run: captions that are edited or
-read from another dataset train another tokenizer, whose every id means something else.
+They come from outside the checkpoint and could change under a run: captions that are edited or
+read from another dataset train another tokenizer, whose every id means something else. The first
+host writes them down for all.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
 
+import jax
+
 from sora_jax.data.identity import vae_identity
 from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.training.hosts import wait_for_all
+from sora_jax.training.placement import BatchSplit
 
 TOKENIZER = "tokenizer.json"
 VAE = "vae.json"
+BATCHES = "batches.json"
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -26,9 +33,10 @@ def keep_tokenizer(workdir: pathlib.Path, make: Callable[[], Tokenizer]) -> Toke
     file = workdir / TOKENIZER
     if has_checkpoint(workdir) and file.is_file():
         return Tokenizer.from_file(file)
-    tokenizer = make()
-    tokenizer.save(file)
-    return tokenizer
+    if jax.process_index() == 0:
+        make().save(file)
+    wait_for_all("the tokenizer is written")
+    return Tokenizer.from_file(file)
 
 
 def keep_vae(workdir: pathlib.Path, folder: str) -> None:
@@ -43,9 +51,24 @@ def keep_vae(workdir: pathlib.Path, folder: str) -> None:
     """
     file, identity = workdir / VAE, vae_identity(folder)
     if not (has_checkpoint(workdir) and file.is_file()):
-        file.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+        if jax.process_index() == 0:
+            file.write_text(json.dumps(identity, indent=1), encoding="utf-8")
     elif json.loads(file.read_text(encoding="utf-8")) != identity:
         raise ValueError(
             f"config.vae={folder} is not the VAE that the run in {workdir} began with: give that "
             "one, or begin anew in another --workdir"
         )
+
+
+def keep_multiple(workdir: pathlib.Path, split: BatchSplit) -> BatchSplit:
+    """The split with the multiple that batches had when the run began.
+
+    So its batches, and with them the order of its data, stay the same on more or fewer devices.
+    """
+    file = workdir / BATCHES
+    if has_checkpoint(workdir) and file.is_file():
+        multiple = json.loads(file.read_text(encoding="utf-8"))["multiple"]
+        return dataclasses.replace(split, multiple=multiple)
+    if jax.process_index() == 0:
+        file.write_text(json.dumps({"multiple": split.multiple}), encoding="utf-8")
+    return split
