@@ -6,8 +6,10 @@ read any more is passed over for the one before it. Hosts share this work array 
 
 import concurrent.futures
 import contextlib
+import json
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -104,6 +106,9 @@ class Checkpoints:
             sums = None
             if (folder / "checksums").exists():  # else it is of an earlier version
                 sums = read(folder / "checksums", args=ocp.args.JsonRestore())
+            # Only reading onto devices needs these.
+            for file in _share(sorted((folder / "state" / "array_metadatas").iterdir())):
+                json.loads(file.read_text())
             handler = ocp.PyTreeCheckpointHandler()
             leaves, structure = jax.tree.flatten(handler.metadata(folder / "state").tree)
             found = names(jax.tree.unflatten(structure, leaves))
@@ -112,7 +117,7 @@ class Checkpoints:
             restore = jax.tree.unflatten(
                 structure, [ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves)
             )
-            for i in range(jax.process_index(), len(leaves), jax.process_count()):
+            for i in _share(range(len(leaves))):
                 wanted = [ocp.PLACEHOLDER] * len(leaves)
                 wanted[i] = leaves[i]
                 args = ocp.args.PyTreeRestore(jax.tree.unflatten(structure, wanted), restore)
@@ -214,3 +219,8 @@ class Checkpoints:
             if error is None:
                 raise
             logger.warning("a checkpoint was not written either: %s", late)
+
+
+def _share(items: Sequence[Any]) -> Sequence[Any]:
+    """Those of the items that this host is to look at."""
+    return items[jax.process_index() :: jax.process_count()]

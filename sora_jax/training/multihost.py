@@ -4,6 +4,7 @@ On a TPU slice of several hosts everything is read from the machine; elsewhere t
 `train.py` say it. A single machine joins nothing.
 """
 
+import faulthandler
 import importlib.util
 import multiprocessing
 import os
@@ -62,6 +63,8 @@ def join(address: str | None, count: int | None, index: int | None, environment:
         ) from error
     # jax would note SIGTERM and go on; until the loop listens for it, it ends the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # jax aborts where a host is silent; what all threads were doing would bury its reason.
+    faulthandler.disable()
 
 
 def leave(status: int) -> NoReturn:

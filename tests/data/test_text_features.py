@@ -67,7 +67,7 @@ def encode(folders):
 def batches(config, count=4):
     """The task, and its first batches and one held-out one."""
     with tempfile.TemporaryDirectory() as workdir:
-        task, data = setup.make_dit_task(config, pathlib.Path(workdir), BatchSplit())
+        task, data = setup.make_dit_task(config, pathlib.Path(workdir), BatchSplit(multiple=8))
     found = [next(data.loader) for _ in range(count)]
     data.loader.close()
     return task, [*found, data.held_out[0]]
