@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 300
+STEPS = 200
 
 
 def start(program, count, devices):
@@ -39,7 +39,7 @@ def start(program, count, devices):
 
 def train(workdir, count, devices, *flags):
     config = ["--config=tests/tiny_hosts.py", f"--config.loop.steps={STEPS}"]
-    config += ["--config.loop.checkpoint_every=20", "--config.loop.evaluate_every=250"]
+    config += ["--config.loop.checkpoint_every=20", "--config.loop.evaluate_every=150"]
     program = ["tests/hosts_program.py", *config, f"--workdir={workdir}", *flags]
     return start(program, count, devices)
 
@@ -81,7 +81,7 @@ def assert_close(found, alone):
     """The losses of some steps, of which the log has four digits, are those of one process."""
     assert found
     np.testing.assert_allclose(
-        list(found.values()), [alone[0][step] for step in found], rtol=5e-3, atol=1e-6
+        list(found.values()), [alone[0][step] for step in found], rtol=2e-3, atol=1e-6
     )
 
 
