@@ -23,6 +23,7 @@ from sora_jax.training import clips, hosts, multihost, resume, setup
 from sora_jax.training.loop import DivergedError, train
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.placement import split_of
+from sora_jax.training.remote import is_remote
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the model.")
@@ -49,7 +50,9 @@ def write_samples(config, folder):
 
 def run(config, workdir):
     workdir = setup.workdir_path(workdir)
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(workdir / "compiled"))
+    compiled = workdir / "compiled"
+    compiled = str(compiled) if is_remote(compiled) else os.path.abspath(compiled)
+    jax.config.update("jax_compilation_cache_dir", compiled)
     make_task = clips.option(config, "task", TASKS)
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))

@@ -8,7 +8,7 @@ import concurrent.futures
 import contextlib
 import json
 import logging
-import pathlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding
 
 from sora_jax.training.checksums import device_checksums, host_checksum, names
 from sora_jax.training.hosts import all_true, wait_for_all
+from sora_jax.training.remote import Folder, is_remote
 from sora_jax.training.state import TrainState
 
 logger = logging.getLogger("sora_jax")
@@ -31,12 +32,12 @@ class Checkpoints:
     A context: its end waits for what is being written. All hosts call all methods alike.
 
     Args:
-      folder: absolute path or gs:// url; made if missing.
+      folder: on a file system or in a bucket; made if missing.
       keep: how many of the newest stay.
     """
 
-    def __init__(self, folder: pathlib.Path | str, *, keep: int):
-        self.folder = epath.Path(folder)
+    def __init__(self, folder: Folder, *, keep: int):
+        self.folder = epath.Path(folder if is_remote(folder) else os.path.abspath(folder))
         self._keep = keep
         self._manager = ocp.CheckpointManager(
             self.folder,

@@ -3,7 +3,6 @@
 A run of a single process does none of it.
 """
 
-import pathlib
 import signal
 import threading
 import time
@@ -15,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sora_jax.training.remote import Folder
 
 # The first host may write a model with its samples for long; one that dies is noticed by others.
 _PATIENCE_MS = 6 * 60 * 60 * 1000
@@ -35,7 +36,7 @@ def all_true(mine: Sequence[bool]) -> list[bool]:
     return [bool(x) for x in np.all(answers, axis=0)]
 
 
-def check_shared(folder: pathlib.Path) -> None:
+def check_shared(folder: Folder) -> None:
     """Refuses a work folder that is not the same one on every host.
 
     Raises:
@@ -46,7 +47,7 @@ def check_shared(folder: pathlib.Path) -> None:
     number = np.random.default_rng().integers(2**31, dtype=np.int32)
     file = folder / f".shared-{multihost_utils.broadcast_one_to_all(number)}"
     if jax.process_index() == 0:
-        file.touch()
+        file.write_text("")
     deadline = time.monotonic() + _SHARING_SECONDS
     while not (seen := file.exists()) and time.monotonic() < deadline:
         time.sleep(0.5)

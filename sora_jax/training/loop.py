@@ -18,6 +18,7 @@ from sora_jax.training.checkpoint import Checkpoints
 from sora_jax.training.hosts import StopSignal, wait_for_all
 from sora_jax.training.metrics import Reporter, measure_peak
 from sora_jax.training.placement import gather, place_batch, replicate
+from sora_jax.training.remote import Folder, local_folder
 from sora_jax.training.state import Task, TrainState, make_state, make_train_step
 
 logger = logging.getLogger("sora_jax")
@@ -90,7 +91,7 @@ def train(
     loader: Any,
     held_out: list[dict[str, np.ndarray]],
     config: LoopConfig,
-    workdir: pathlib.Path,
+    workdir: Folder,
     mesh: Mesh,
     on_save: Callable[[pathlib.Path], None] | None = None,
 ) -> TrainState:
@@ -120,7 +121,7 @@ def train(
     with jax.set_mesh(mesh):
         state, shardings = make_state(task.init, tx, init_key, mesh)
         frozen = replicate(task.frozen, mesh)
-        checkpoints = Checkpoints((workdir / "checkpoints").absolute(), keep=config.keep)
+        checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
         if checkpoints.latest() is not None:
             state = checkpoints.restore(state, shardings, loader.iterator)
             logger.info("resumed from step %d", int(state.step))
@@ -184,10 +185,11 @@ def train(
                 params = gather(state.ema, keep=first)
                 if first:
                     # The other hosts take no part in what is computed for the model folder.
-                    with jax.set_mesh(make_mesh(devices=jax.local_devices()[:1])):
-                        task.save(workdir / "model", params, scores)
+                    alone = make_mesh(devices=jax.local_devices()[:1])
+                    with jax.set_mesh(alone), local_folder(workdir / "model") as folder:
+                        task.save(folder, params, scores)
                         if on_save is not None:
-                            on_save(workdir / "model")
+                            on_save(folder)
                 wait_for_all(f"the model of step {step} is written")
 
         batches: Iterator = loader.iterator

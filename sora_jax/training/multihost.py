@@ -6,6 +6,7 @@ On a TPU slice of several hosts everything is read from the machine; elsewhere t
 
 import faulthandler
 import importlib.util
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -17,6 +18,8 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import jax
+
+logger = logging.getLogger("sora_jax")
 
 # A host that is silent for this long is dead to the others, which then end.
 HEARTBEAT_SECONDS = 30
@@ -37,13 +40,16 @@ def join(address: str | None, count: int | None, index: int | None, environment:
       environment: of the process.
 
     Raises:
-      ValueError: the flags make no sense, or the others did not come.
+      ValueError: the flags make no sense, or the hosts cannot meet.
     """
     given = {"coordinator_address": address, "num_processes": count, "process_id": index}
     if any(value is not None for value in given.values()):
         _check(address, count, index)
     elif not is_pod(environment, _has_tpu(environment), _read_metadata):
         return
+    where = f"--coordinator_address={address}" if address else "the first host of the slice"
+    # Where they do not come, jax ends the process without saying what it waited for.
+    logger.info("waiting for the other hosts at %s, up to %d s", where, START_SECONDS)
     try:
         jax.distributed.initialize(
             address,
@@ -54,12 +60,11 @@ def join(address: str | None, count: int | None, index: int | None, environment:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=END_SECONDS,
         )
-    except (RuntimeError, OSError) as error:
-        where = f"--coordinator_address={address}" if address else "the first host of the slice"
+    except RuntimeError as error:
         raise ValueError(
-            f"the hosts did not find each other at {where} within {START_SECONDS} s "
-            f"({str(error).splitlines()[0]}): start the command on every host, and let the port "
-            "through between them"
+            f"the hosts cannot meet at {where} ({str(error).splitlines()[0]}): the first must have "
+            "that port free, the others must be able to reach it, and the command must be started "
+            "on each of them"
         ) from error
     # jax would note SIGTERM and go on; until the loop listens for it, it ends the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

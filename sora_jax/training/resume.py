@@ -8,6 +8,7 @@ host writes them down for all.
 import dataclasses
 import json
 import pathlib
+import tempfile
 from collections.abc import Callable
 
 import jax
@@ -16,30 +17,33 @@ from sora_jax.data.identity import vae_identity
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.training.hosts import wait_for_all
 from sora_jax.training.placement import BatchSplit
+from sora_jax.training.remote import Folder, local_file, upload
 
 TOKENIZER = "tokenizer.json"
 VAE = "vae.json"
 BATCHES = "batches.json"
 
 
-def has_checkpoint(workdir: pathlib.Path) -> bool:
+def has_checkpoint(workdir: Folder) -> bool:
     """Whether a run in this work folder has come to its first checkpoint."""
     folder = workdir / "checkpoints"
     return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
 
-def keep_tokenizer(workdir: pathlib.Path, make: Callable[[], Tokenizer]) -> Tokenizer:
+def keep_tokenizer(workdir: Folder, make: Callable[[], Tokenizer]) -> Tokenizer:
     """The tokenizer that the run began with; what `make` returns where it only begins."""
     file = workdir / TOKENIZER
-    if has_checkpoint(workdir) and file.is_file():
-        return Tokenizer.from_file(file)
-    if jax.process_index() == 0:
-        make().save(file)
-    wait_for_all("the tokenizer is written")
-    return Tokenizer.from_file(file)
+    if not (has_checkpoint(workdir) and file.is_file()):
+        if jax.process_index() == 0:
+            with tempfile.TemporaryDirectory() as scratch:
+                make().save(f"{scratch}/{TOKENIZER}")
+                upload(pathlib.Path(scratch), workdir)
+        wait_for_all("the tokenizer is written")
+    with local_file(file) as local:
+        return Tokenizer.from_file(local)
 
 
-def keep_vae(workdir: pathlib.Path, folder: str) -> None:
+def keep_vae(workdir: Folder, folder: str) -> None:
     """Writes down the VAE of a run that begins, and refuses another one when it goes on.
 
     Args:
@@ -60,7 +64,7 @@ def keep_vae(workdir: pathlib.Path, folder: str) -> None:
         )
 
 
-def keep_multiple(workdir: pathlib.Path, split: BatchSplit) -> BatchSplit:
+def keep_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:
     """The split with the multiple that batches had when the run began.
 
     So its batches, and with them the order of its data, stay the same on more or fewer devices.

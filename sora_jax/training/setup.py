@@ -16,6 +16,7 @@ from sora_jax.training.clips import Data, make_data, option, read_buckets
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.placement import BatchSplit
+from sora_jax.training.remote import Folder, is_remote, remote_folder
 from sora_jax.training.resume import keep_vae
 from sora_jax.training.sampling import sampling_settings
 from sora_jax.training.start import start_of_dit, start_of_vae
@@ -50,9 +51,7 @@ def make_vae_task(config: ConfigDict, split: BatchSplit) -> tuple[VAETask | Adve
     return task, data
 
 
-def make_dit_task(
-    config: ConfigDict, workdir: pathlib.Path, split: BatchSplit
-) -> tuple[DiTTask, Data]:
+def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tuple[DiTTask, Data]:
     """The transformer, its text encoder and its clips or latents; `workdir` is the run's."""
     option(config, "remat", REMAT)
     check_weights(dict(config.patterns))
@@ -119,12 +118,14 @@ def make_loop_config(config: ConfigDict) -> LoopConfig:
     return from_settings(LoopConfig, {"seed": config.seed, **config.loop})
 
 
-def workdir_path(path: str) -> pathlib.Path:
+def workdir_path(path: str) -> Folder:
     """The work folder, made if missing.
 
     Raises:
-      ValueError: there is a file of that name, or no permission.
+      ValueError: there is a file of that name, no permission, or a bucket that cannot be used.
     """
+    if is_remote(path):
+        return remote_folder(path)
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

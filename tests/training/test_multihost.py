@@ -1,5 +1,7 @@
 """Joining: only where there are several hosts, and wrong flags stop at once with the remedy."""
 
+import socket
+
 import jax
 import pytest
 
@@ -66,4 +68,14 @@ def test_a_single_machine_joins_nothing():
 def test_flags_that_make_no_sense_are_refused(address, count, index, message):
     with pytest.raises(ValueError, match=message):
         join(address, count, index, {})
+    assert not jax.distributed.is_initialized()
+
+
+def test_a_port_that_is_taken_is_said():
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        address = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"cannot meet at --coordinator_address={address} .*"):
+            join(address, 2, 0, {})
     assert not jax.distributed.is_initialized()
