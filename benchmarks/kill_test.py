@@ -6,6 +6,7 @@ checkpoint that was whole, and no more than the steps since: one that was being 
 as well.
 """
 
+import os
 import pathlib
 import random
 import re
@@ -20,6 +21,12 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 EVERY = 5  # steps between two checkpoints
 PROGRAM = ("train.py", "--config=tests/tiny_vae.py")
 FLAGS = ("--config.data.folder=", "--config.loop.steps=1000000", "--config.loop.log_every=1")
+# It is starts that take the time: less is optimised, and everything compiled is kept.
+ENVIRONMENT = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
+}
 
 
 def whole_checkpoints(workdir: pathlib.Path) -> list[int]:
@@ -39,7 +46,12 @@ def kill_once(command: Sequence[str], workdir: pathlib.Path, seconds: float) -> 
       RuntimeError: it ended by itself.
     """
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     lines, trains = [], threading.Event()
 
