@@ -145,7 +145,10 @@ def train(
         evaluate_step = jax.jit(task.evaluate, out_shardings=NamedSharding(mesh, jax.P()))
         reporter = Reporter(
             workdir / "events" if first else None,
-            **{"steps": config.steps, "every": config.log_every, "peak": peak, "start": start},
+            steps=config.steps,
+            every=config.log_every,
+            peak=peak,
+            start=start,
         )
         compiled: dict[tuple, float] = {}
         late: tuple | None = None
