@@ -55,15 +55,16 @@ def losses(said):
     return {int(n): float(x) for n, x in re.findall(r"step (\d+)/\d+ .*? loss (\S+)", said)}
 
 
-def wait_for_checkpoint(workdir, after=0):
-    """Step of the first checkpoint after a step."""
-    for _ in range(3000):
-        folder = workdir / "checkpoints"
-        steps = (
-            [int(x.name) for x in folder.iterdir() if x.name.isdigit()] if folder.exists() else []
-        )
-        if any(step > after for step in steps):
-            return max(steps)
+def checkpoints_in(workdir):
+    return [x.name for x in (workdir / "checkpoints").glob("*") if x.name.isdigit()]
+
+
+def wait_for_checkpoint(workdir, after):
+    """Step of a checkpoint after that one, as soon as there is one."""
+    for _ in range(6000):
+        newest = max(map(int, checkpoints_in(workdir)), default=0)
+        if newest > after:
+            return newest
         time.sleep(0.02)
     raise AssertionError(f"no checkpoint after step {after}")
 
@@ -99,7 +100,7 @@ def test_two_hosts_train_what_one_does(tmp_path, alone):
 
 def test_a_run_survives_a_dead_host_and_a_signal_on_other_numbers_of_hosts(tmp_path, alone):
     processes = train(tmp_path, 2, 2)
-    saved = wait_for_checkpoint(tmp_path)
+    wait_for_checkpoint(tmp_path, after=20)
     processes[1].kill()
     killed = time.monotonic()
     (status, _), (said, _) = finish(processes)
@@ -108,13 +109,18 @@ def test_a_run_survives_a_dead_host_and_a_signal_on_other_numbers_of_hosts(tmp_p
     assert "Traceback" not in said
     assert_close(losses(said), alone)
 
+    *_, saved, newest = sorted(map(int, checkpoints_in(tmp_path)))
+    (tmp_path / "checkpoints" / str(newest) / "state" / "manifest.ocdbt").write_bytes(b"")
+
     # Four hosts of one device, two of which hold the same rows.
     processes = train(tmp_path, 4, 1, "--config.mesh.fsdp=2", "--config.mesh.context=2")
-    resumed_from = wait_for_checkpoint(tmp_path, after=saved + 20)
+    resumed_from = wait_for_checkpoint(tmp_path, after=newest)
     processes[2].send_signal(signal.SIGTERM)
     statuses, said = finish(processes)
     assert statuses == [0] * 4, said
-    assert int(re.search(r"resumed from step (\d+)", said[0])[1]) >= saved
+    assert f"resumed from step {saved}" in said[0]
+    assert all(f"the checkpoint of step {newest} cannot be read" in each for each in said)
+    assert "host 3: the checkpoint of step" in said[3]
     stopped = int(re.search(r"asked to stop: saved step (\d+)", said[0])[1])
     assert resumed_from <= stopped < STEPS and (tmp_path / "checkpoints" / str(stopped)).is_dir()
     assert_close(losses(said[0]), alone)
