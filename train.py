@@ -2,30 +2,40 @@
 
 python train.py --config=configs/NAME.py --workdir=FOLDER [--config.KEY=VALUE ...]
 
-Starts, or resumes from the newest checkpoint in the work folder.
+Starts, or resumes from the newest checkpoint in the work folder. On a TPU slice of several hosts
+the same command runs on each of them; docs/pods.md has more.
 """
 
 import functools
 import logging
 import os
+import sys
 
 import jax
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 import sora_jax
 from sora_jax import command
 from sora_jax.sharding import make_mesh
-from sora_jax.training import clips, setup
+from sora_jax.training import clips, hosts, multihost, resume, setup
 from sora_jax.training.loop import DivergedError, train
 from sora_jax.training.optimizer import make_optimizer
+from sora_jax.training.placement import split_of
+from sora_jax.training.remote import is_remote
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the model.")
+COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, if there are several and no TPUs."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, likewise.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one from 0, likewise.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 TASKS = {
-    "vae": lambda config, workdir: setup.make_vae_task(config),
+    "vae": lambda config, workdir, split: setup.make_vae_task(config, split),
     "dit": setup.make_dit_task,
 }
 
@@ -40,11 +50,14 @@ def write_samples(config, folder):
 
 def run(config, workdir):
     workdir = setup.workdir_path(workdir)
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(workdir / "compiled"))
+    compiled = workdir / "compiled"
+    compiled = str(compiled) if is_remote(compiled) else os.path.abspath(compiled)
+    jax.config.update("jax_compilation_cache_dir", compiled)
     make_task = clips.option(config, "task", TASKS)
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))
-    task, data = make_task(config, workdir)
+    hosts.check_shared(workdir)
+    task, data = make_task(config, workdir, resume.keep_multiple(workdir, split_of(mesh)))
     if not (data.loader.report.unassigned or data.loader.report.empty):  # a warning already
         logger.info("buckets:\n%s", data.loader.report)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
@@ -52,6 +65,17 @@ def run(config, workdir):
     on_save = functools.partial(write_samples, config) if config.task == "dit" else None
     train(task, tx, data.loader, data.held_out, loop, workdir, mesh, on_save)
     data.loader.close()
+
+
+def fail(error):
+    """Ends the process with the error; one of several does not wait for the others to end too."""
+    try:
+        command.fail(error)
+    except SystemExit as end:
+        if not jax.distributed.is_initialized():
+            raise
+        print(end.code, file=sys.stderr)
+        multihost.leave(1)
 
 
 def main(argv):
@@ -64,15 +88,26 @@ def main(argv):
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     try:
+        multihost.join(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value, os.environ)
+        if jax.process_index() > 0:
+            handler.setLevel(logging.WARNING)
+            line = f"%(asctime)s host {jax.process_index()}: %(message)s"
+            for each in (handler, absl_logging.get_absl_handler()):
+                each.setFormatter(logging.Formatter(line, "%H:%M:%S"))
         run(CONFIG.value, WORKDIR.value)
     except (ValueError, OSError, DivergedError) as error:
-        command.fail(error)
+        fail(error)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error):
+            fail(
+                f"out of memory: lower config.data.token_budget={CONFIG.value.data.token_budget}, "
+                "or the sizes of the network"
+            )
+        if jax.process_count() == 1:
             raise
-        command.fail(
-            f"out of memory: lower config.data.token_budget={CONFIG.value.data.token_budget}, or "
-            "the sizes of the network"
+        fail(
+            f"the hosts lost each other ({str(error).splitlines()[0]}): one of them ended, and its "
+            "own log says why; start all of them again, to go on from the newest checkpoint"
         )
 
 

@@ -185,6 +185,7 @@ def refused(arguments, folder):
         ([VAE, "--config.loop.step=3"], 'not have: .*Did you mean "steps"'),
         ([VAE, "--config.data.buckets=((1,20,16),)"], "height 20 .*nearest are 16 and 24"),
         ([VAE, "extra"], "'extra' belongs to no flag"),
+        ([VAE, "--num_processes=2"], "--num_processes=2 needs --coordinator_address and"),
         (["--config=nowhere.py"], "nowhere.py"),
         (["--config=configs/shapes_dit.py:foo"], "no stage 'foo'; use one of"),
         (["--config=configs/clips_vae.py:10"], "1 . 4k such as 9, not '10'"),

@@ -139,8 +139,8 @@ def make_loader(
     seed: int = 0,
     shuffle: bool = True,
     epochs: int | None = None,
-    host_index: int = 0,
-    host_count: int = 1,
+    parts: Sequence[int] = (0,),
+    part_count: int = 1,
     workers: int = 0,
     prefetch: int = 4,
 ) -> Loader:
@@ -152,13 +152,13 @@ def make_loader(
     than its batch repeats them within the batch, that much more rarely. Clips, crops and captions
     depend only on the arguments and the step, not on hosts, threads or processes.
 
-    The table of the report is logged by the first host, as a warning where something is lost.
+    The table of the report is logged by a host with part 0, as a warning where something is lost.
 
     Args:
       source: the clips; `read` is called from several threads at once, or in processes, for which
         source and tokenizer must pickle.
       buckets: the shapes; `sora_jax.buckets.assign_all` says which clip goes where.
-      batch_size: clips of a bucket's global batch, divisible by `host_count`.
+      batch_size: clips of a bucket's global batch, divisible by `part_count`.
       tokenize: caption to token numbers [L]; None for batches without text, or if the source gives
         text features, which are then taken instead.
       caption_weights: for each kind of caption how often it is chosen, among the kinds a clip has.
@@ -167,8 +167,9 @@ def make_loader(
       shuffle: False gives the clips of each bucket in their order, for evaluation.
       epochs: None for no end. Else the last batch of each bucket is filled up with clips that are
         seen once more, so that shapes stay and no clip is missed.
-      host_index: which part of each global batch is this host's.
-      host_count: hosts that share a batch. Their parts concatenated are the batch of a single host.
+      parts: which parts of each global batch this host takes, ascending. Hosts whose devices hold
+        the same rows take the same parts.
+      part_count: equal parts of a batch. All of them in order are the batch of a single host.
       workers: processes that read; 0 for threads. A script that uses them must guard its entry
         point with `if __name__ == "__main__"`, as they import it.
       prefetch: batches read at the same time and held ready.
@@ -176,13 +177,15 @@ def make_loader(
     Returns:
       A loader of dicts: `frames` uint8 [b, F, H, W, 3] or `latents` [b, T, h, w, C], and `tokens`
       int32 [b, L] if `tokenize` is given or `text` [b, L, D] if the source has features, where
-      b = batch_size(bucket) / host_count.
+      b = batch_size(bucket) * len(parts) / part_count.
 
     Raises:
       ValueError: an argument out of range, or no clip fits any bucket.
     """
-    if not 0 <= host_index < host_count:
-        raise ValueError(f"host_index={host_index} must be in 0..{host_count - 1} (host_count).")
+    if not parts or not set(parts) <= set(range(part_count)):
+        raise ValueError(
+            f"parts={tuple(parts)} must be some of 0..{part_count - 1} (part_count={part_count})."
+        )
     if seed < 0 or workers < 0 or prefetch < 1 or (epochs is not None and epochs < 1):
         raise ValueError(
             f"seed={seed} and workers={workers} must not be negative, prefetch={prefetch} and "
@@ -193,7 +196,7 @@ def make_loader(
         _check_captions(weights, caption_dropout)
 
     assignment = assign_all(buckets, source.shapes)
-    sizes = [_checked_batch_size(bucket, batch_size(bucket), host_count) for bucket in buckets]
+    sizes = [_checked_batch_size(bucket, batch_size(bucket), part_count) for bucket in buckets]
     members = [np.flatnonzero(assignment.choice == number) for number in range(len(buckets))]
     report = BucketReport(
         tuple(
@@ -209,7 +212,7 @@ def make_loader(
     )
     if not report.clips:
         raise ValueError(_no_clips(source.shapes, buckets, assignment.unassigned))
-    if host_index == 0:
+    if 0 in parts:
         lost = report.unassigned or report.empty
         level = logging.WARNING if lost else logging.INFO
         logging.log(level, "buckets of %s:\n%s", source, report)
@@ -223,11 +226,11 @@ def make_loader(
         stream = grain.MapDataset.range(len(clips))
         if shuffle:
             stream = Shuffle(stream, order_seed)
-        # The random map is seeded by the place in the stream: it must come before the hosts part.
+        # The random map is seeded by the place in the stream: it must come before HostShare.
         reader = Reader(source, clips, bucket, tokenize, weights, caption_dropout)
         stream = stream.random_map(reader, seed=read_seed)
-        stream = HostShare(stream.repeat(), size, host_index, host_count)
-        streams.append(stream.batch(size // host_count, batch_fn=stack))
+        stream = HostShare(stream.repeat(), size, parts, part_count)
+        streams.append(stream.batch(size // part_count * len(parts), batch_fn=stack))
         counts.append((len(clips), size))
     batches = grain.MapDataset.select_from_datasets(streams, schedule(counts, epochs))
     identity = (
@@ -241,11 +244,11 @@ def make_loader(
     return Loader(report, BatchIterator(batches, prefetch, workers, fingerprint))
 
 
-def _checked_batch_size(bucket: Bucket, size: int, host_count: int) -> int:
-    if size < 1 or size % host_count:
+def _checked_batch_size(bucket: Bucket, size: int, part_count: int) -> int:
+    if size < 1 or size % part_count:
         raise ValueError(
-            f"bucket {bucket}: a batch of {size} clips cannot be shared by {host_count} hosts; "
-            f"make it a positive multiple of {host_count}."
+            f"bucket {bucket}: a batch of {size} clips cannot be cut into {part_count} equal "
+            f"parts; make it a positive multiple of {part_count}."
         )
     return size
 

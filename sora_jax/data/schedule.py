@@ -1,4 +1,4 @@
-"""The order of clips in a bucket, the part of each host in a batch, the bucket of each step."""
+"""The order of clips in a bucket, the parts of a host in a batch, the bucket of each step."""
 
 import math
 import sys
@@ -37,20 +37,28 @@ class Shuffle(grain.MapDataset):
 
 
 class HostShare(grain.MapDataset):
-    """This host's contiguous part of every global batch: concatenated, the parts are the batch."""
+    """The parts of every global batch that this host holds, one after the other.
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, host_index: int, host_count: int):
+    Args:
+      parent: the clips of a bucket, batch after batch.
+      batch_size: of the global batch.
+      parts: numbers of the parts, of `part_count` equal ones that the batch is cut into.
+    """
+
+    def __init__(
+        self, parent: grain.MapDataset, batch_size: int, parts: Sequence[int], part_count: int
+    ):
         super().__init__(parent)
         self._batch_size = batch_size
-        self._share = batch_size // host_count
-        self._start = host_index * self._share
+        size = batch_size // part_count
+        self._rows = [part * size + row for part in parts for row in range(size)]
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._share
+        return len(self._parent) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index: int) -> Any:
-        batch, offset = divmod(index, self._share)
-        return self._parent[batch * self._batch_size + self._start + offset]
+        batch, place = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[place]]
 
 
 class Schedule(grain.transforms.DatasetSelectionMap):

@@ -1,7 +1,6 @@
 """How a run reads captions: its tokenizer, and its text encoder, trained along or frozen."""
 
 import functools
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +11,7 @@ from sora_jax.language.tokenizer import train as train_tokenizer
 from sora_jax.models.text import TextConfig
 from sora_jax.training.clips import make_source, read_buckets
 from sora_jax.training.frozen import TextParts, load_text_encoder
+from sora_jax.training.remote import Folder
 from sora_jax.training.resume import keep_tokenizer
 from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.settings import from_settings
@@ -31,7 +31,7 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     )
 
 
-def make_text(config: ConfigDict, workdir: pathlib.Path) -> TextParts:
+def make_text(config: ConfigDict, workdir: Folder) -> TextParts:
     """The text encoder that a run of the transformer names, or one to train with it."""
     if config.text_encoder:
         return load_text_encoder(config.text_encoder)

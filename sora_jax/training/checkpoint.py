@@ -1,14 +1,26 @@
-"""Checkpoints of the train state and the position in the data, through orbax."""
+"""Checkpoints of the train state and the position in the data, through orbax.
 
+Each one is read back once it is written, and only then is an older one removed; one that cannot be
+read any more is passed over for the one before it. Hosts share this work array by array.
+"""
+
+import concurrent.futures
 import contextlib
+import json
 import logging
-import pathlib
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import NamedSharding
 
+from sora_jax.training.checksums import device_checksums, host_checksum, names
+from sora_jax.training.hosts import all_true, wait_for_all
+from sora_jax.training.remote import Folder, is_remote
 from sora_jax.training.state import TrainState
 
 logger = logging.getLogger("sora_jax")
@@ -17,26 +29,31 @@ logger = logging.getLogger("sora_jax")
 class Checkpoints:
     """The checkpoints of one run, written in the background and complete or absent.
 
-    A context: its end waits for what is being written.
+    A context: its end waits for what is being written. All hosts call all methods alike.
 
     Args:
-      folder: absolute path or gs:// url; made if missing.
+      folder: on a file system or in a bucket; made if missing.
       keep: how many of the newest stay.
     """
 
-    def __init__(self, folder: pathlib.Path | str, *, keep: int):
+    def __init__(self, folder: Folder, *, keep: int):
+        self.folder = epath.Path(folder if is_remote(folder) else os.path.abspath(folder))
+        self._keep = keep
         self._manager = ocp.CheckpointManager(
-            folder,
+            self.folder,
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "data": ocp.JsonCheckpointHandler(),
+                "checksums": ocp.JsonCheckpointHandler(),
             },
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True),
         )
-        self.folder = folder
+        self._reader = concurrent.futures.ThreadPoolExecutor(1)
+        self._written: tuple[int, concurrent.futures.Future] | None = None
+        self._damaged: set[int] = set()
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Step of the newest checkpoint."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, iterator: Any) -> None:
@@ -44,17 +61,80 @@ class Checkpoints:
         step = int(state.step)
         if step == self._manager.latest_step():
             return
+        self._settle()
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 # A plain step number, the same on every host, so that their count may change.
                 data=ocp.args.JsonSave(iterator.get_state()),
+                checksums=ocp.args.JsonSave(device_checksums(state)),
             ),
         )
+        self._written = step, self._reader.submit(self._read_back, step)
+
+    def _read_back(self, step: int) -> str | None:
+        self._manager.wait_until_finished()
+        return self._fault(step)
+
+    def _settle(self) -> None:
+        """Waits for the checkpoint that is being written; if it is sound, old ones go."""
+        if self._written is None:
+            return
+        (step, reading), self._written = self._written, None
+        fault = reading.result()
+        if fault is not None:
+            logger.warning(
+                "the checkpoint of step %d was written, but does not read back (%s): those before "
+                "it stay; check the disk of %s",
+                *(step, fault, self.folder),
+            )
+        if not all_true([fault is None])[0]:
+            self._damaged.add(step)
+            return
+        sound = [s for s in sorted(self._manager.all_steps()) if s not in self._damaged]
+        for old in sound[: -self._keep]:
+            self._manager.delete(old)
+
+    def _fault(self, step: int) -> str | None:
+        """What is wrong with this host's part of a checkpoint, or None."""
+        folder = self.folder / str(step)
+        try:
+            read = ocp.JsonCheckpointHandler().restore
+            position = read(folder / "data", args=ocp.args.JsonRestore())
+            if not isinstance(position, dict):
+                return "no position in the data"
+            sums = None
+            if (folder / "checksums").exists():  # else it is of an earlier version
+                sums = read(folder / "checksums", args=ocp.args.JsonRestore())
+            # Only reading onto devices needs these.
+            for file in _share(sorted((folder / "state" / "array_metadatas").iterdir())):
+                json.loads(file.read_text())
+            handler = ocp.PyTreeCheckpointHandler()
+            leaves, structure = jax.tree.flatten(handler.metadata(folder / "state").tree)
+            found = names(jax.tree.unflatten(structure, leaves))
+            if sums is not None and set(found) != set(sums):
+                return f"{sorted(set(found) ^ set(sums))[0]} is not in both of its lists of arrays"
+            restore = jax.tree.unflatten(
+                structure, [ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves)
+            )
+            for i in _share(range(len(leaves))):
+                wanted = [ocp.PLACEHOLDER] * len(leaves)
+                wanted[i] = leaves[i]
+                args = ocp.args.PyTreeRestore(jax.tree.unflatten(structure, wanted), restore)
+                x = np.asarray(jax.tree.leaves(handler.restore(folder / "state", args=args))[i])
+                if x.shape != tuple(leaves[i].shape):
+                    return f"{found[i]} has shape {x.shape} instead of {leaves[i].shape}"
+                if sums is not None and host_checksum(x) != sums[found[i]]:
+                    return f"{found[i]} has other values than were written"
+        except Exception as error:  # whatever a reader makes of damaged bytes
+            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return None
 
     def restore(self, state: TrainState, shardings: Any, iterator: Any) -> TrainState:
-        """The newest checkpoint; `iterator` is moved to where it was.
+        """The newest checkpoint that can be read; `iterator` is moved to where it was.
+
+        Newer ones, which cannot, are set aside as `damaged-STEP`, with a warning.
 
         Args:
           state: a state of the same structure, concrete or abstract.
@@ -62,15 +142,27 @@ class Checkpoints:
           iterator: a grain iterator over the same data.
 
         Raises:
-          ValueError: the checkpoint is of another configuration.
+          ValueError: none can be read, or it is of another configuration.
         """
-        step = self._manager.latest_step()
+        faults: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            fault = self._fault(step)
+            if all_true([fault is None])[0]:
+                break
+            faults[step] = fault or "damaged, says another host"
+        else:
+            reasons = "; ".join(f"step {step}: {fault}" for step, fault in faults.items())
+            raise ValueError(
+                f"no checkpoint in {self.folder} can be read ({reasons}): copy them again, or "
+                "begin anew in another --workdir"
+            )
 
         def abstract(x: jax.Array, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-        saved = self._manager.item_metadata(step)["state"]
-        self._check(saved, state)
+        self._check(self._manager.item_metadata(step)["state"], state)
+        for damaged, fault in faults.items():
+            self._set_aside(damaged, fault, instead=step)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -81,13 +173,23 @@ class Checkpoints:
         iterator.set_state(restored["data"])
         return restored["state"]
 
+    def _set_aside(self, step: int, fault: str, *, instead: int) -> None:
+        target = self.folder / f"damaged-{step}"
+        logger.warning(
+            "the checkpoint of step %d cannot be read (%s): going on from step %d; what is left "
+            "of it is now %s",
+            *(step, fault, instead, target),
+        )
+        if jax.process_index() == 0:
+            if target.exists():  # the same step was damaged before
+                target.rmtree()
+            (self.folder / str(step)).rename(target)
+        wait_for_all(f"{target} is set aside")
+        self._manager.reload()
+
     def _check(self, saved: Any, state: TrainState) -> None:
         def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-            leaves = jax.tree_util.tree_leaves_with_path(tree)
-            return {
-                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-                for path, leaf in leaves
-            }
+            return dict(zip(names(tree), (tuple(x.shape) for x in jax.tree.leaves(tree))))
 
         wanted = shapes(state.params)
         found = shapes(saved.tree["params"])
@@ -103,14 +205,23 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        """Waits until all that was started is written, and closes.
+        """Waits until all that was started is written and read back, and closes.
 
         Raises what went wrong with that, unless an error is on its way already, which comes first.
         """
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            return  # another host may be dead, and what is being written waits for it
         try:
-            with contextlib.closing(self._manager):
+            with contextlib.closing(self._manager), self._reader:
+                if error is None:
+                    self._settle()
                 self._manager.wait_until_finished()
         except Exception as late:
             if error is None:
                 raise
             logger.warning("a checkpoint was not written either: %s", late)
+
+
+def _share(items: Sequence[Any]) -> Sequence[Any]:
+    """Those of the items that this host is to look at."""
+    return items[jax.process_index() :: jax.process_count()]

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -16,6 +15,7 @@ from sora_jax.data.source import ClipSource
 from sora_jax.data.worlds.dissolves import Dissolves
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.models.sizes import is_counts
+from sora_jax.training.placement import BatchSplit
 from sora_jax.weights.settings import as_tuple
 
 
@@ -91,6 +91,7 @@ class Data:
 
 def make_data(
     config: ConfigDict,
+    split: BatchSplit,
     *,
     spatial: int,
     temporal: int,
@@ -101,12 +102,14 @@ def make_data(
 
     Args:
       config: of the run.
+      split: how devices share a batch.
       spatial, temporal: pixels of a side and frames that make one token.
       tokenize: caption to tokens, or None.
       text_length: see `make_source`.
 
     Raises:
-      ValueError, OSError: there is nothing to hold out, or no clip for the buckets.
+      ValueError, OSError: nothing to hold out, no clip for the buckets, or a batch that the
+        devices cannot share.
     """
     data = config.data
     if data.held_out_batches < 1:
@@ -115,24 +118,32 @@ def make_data(
             "scores; use at least 1"
         )
     buckets = read_buckets(data)
-    devices = jax.device_count()
 
     def size(bucket: Bucket) -> int:
-        return batch_size(
+        clips = batch_size(
             bucket,
             token_budget=data.token_budget,
             most_clips=data.most_clips,
-            multiple_of=devices,
+            multiple_of=split.multiple,
             spatial=spatial,
             temporal=temporal,
         )
+        if clips % split.ways:
+            raise ValueError(
+                f"bucket {bucket}: a batch of {clips} clips, a multiple of {split.multiple} since "
+                f"this run began, cannot be shared by {split.ways} parts of the mesh: let "
+                f"config.mesh.data times config.mesh.fsdp divide {clips}, for example by more "
+                "devices on config.mesh.context or config.mesh.tensor, or begin in another "
+                "--workdir"
+            )
+        return clips
 
     common = {
         "batch_size": size,
         "tokenize": tokenize,
         "caption_weights": dict(data.caption_weights),
-        "host_index": jax.process_index(),
-        "host_count": jax.process_count(),
+        "parts": split.parts,
+        "part_count": split.ways,
         "workers": data.workers,
     }
     source = make_source(data, buckets, held_out=False, text_length=text_length)

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,11 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from sora_jax.sharding import batch_sharding
+from sora_jax.sharding import make_mesh
 from sora_jax.training.checkpoint import Checkpoints
+from sora_jax.training.hosts import StopSignal, wait_for_all
 from sora_jax.training.metrics import Reporter, measure_peak
+from sora_jax.training.placement import gather, place_batch, replicate
+from sora_jax.training.remote import Folder, local_folder
 from sora_jax.training.state import Task, TrainState, make_state, make_train_step
 
 logger = logging.getLogger("sora_jax")
@@ -63,33 +64,6 @@ class DivergedError(RuntimeError):
     """The loss was not finite too many times in a row."""
 
 
-class StopSignal:
-    """SIGTERM (preemption) and SIGINT ask the loop to save and end; it looks between steps."""
-
-    def __init__(self):
-        self.asked = False
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-
-    def restore(self) -> None:
-        """Gives the signals back: in a notebook the process lives on."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-
-
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's share of a batch as global arrays, split over the data axes of the mesh."""
-    return {
-        name: jax.make_array_from_process_local_data(batch_sharding(mesh, x.ndim), x)
-        for name, x in batch.items()
-    }
-
-
 def evaluate(
     evaluate_step: Callable[..., dict[str, jax.Array]],
     params: Any,
@@ -102,8 +76,9 @@ def evaluate(
     totals: dict[str, Any] = {}
     clips = 0
     for i, batch in enumerate(batches):
-        scores = evaluate_step(params, frozen, place_batch(batch, mesh), jax.random.fold_in(key, i))
-        count = len(next(iter(batch.values())))
+        placed = place_batch(batch, mesh)
+        scores = evaluate_step(params, frozen, placed, jax.random.fold_in(key, i))
+        count = len(next(iter(placed.values())))
         clips += count
         for name, value in jax.device_get(scores).items():
             totals[name] = totals.get(name, 0.0) + value * count
@@ -116,7 +91,7 @@ def train(
     loader: Any,
     held_out: list[dict[str, np.ndarray]],
     config: LoopConfig,
-    workdir: pathlib.Path,
+    workdir: Folder,
     mesh: Mesh,
     on_save: Callable[[pathlib.Path], None] | None = None,
 ) -> TrainState:
@@ -129,8 +104,9 @@ def train(
       held_out: batches for the scores.
       config: lengths and intervals.
       workdir: gets `checkpoints/`, `events/` and `model/`.
-      mesh: of all devices.
-      on_save: called with the model folder each time that one is written.
+      mesh: of all devices of all hosts.
+      on_save: called with the model folder each time that one is written, on the first host alone:
+        it may use the devices of that host.
 
     Returns:
       The last state.
@@ -140,10 +116,12 @@ def train(
     """
     root = jax.random.key(config.seed)
     init_key, run_key, evaluate_key = jax.random.split(root, 3)
+    first = jax.process_index() == 0
+    peak = measure_peak() * jax.device_count()
     with jax.set_mesh(mesh):
         state, shardings = make_state(task.init, tx, init_key, mesh)
-        frozen = jax.device_put(task.frozen, jax.sharding.NamedSharding(mesh, jax.P()))
-        checkpoints = Checkpoints((workdir / "checkpoints").absolute(), keep=config.keep)
+        frozen = replicate(task.frozen, mesh)
+        checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
         if checkpoints.latest() is not None:
             state = checkpoints.restore(state, shardings, loader.iterator)
             logger.info("resumed from step %d", int(state.step))
@@ -156,7 +134,6 @@ def train(
                 config.steps,
             )
         count = sum(x.size for x in jax.tree.leaves(state.params))
-        peak = measure_peak() * jax.device_count()
         logger.info("%.2f M parameters; matmul peak %.0f GFLOP/s", count / 1e6, peak / 1e9)
 
         train_step = jax.jit(
@@ -164,9 +141,14 @@ def train(
             donate_argnums=0,
             out_shardings=(shardings, None),
         )
-        evaluate_step = jax.jit(task.evaluate)
+        # Every host reads all of the scores.
+        evaluate_step = jax.jit(task.evaluate, out_shardings=NamedSharding(mesh, jax.P()))
         reporter = Reporter(
-            workdir / "events", steps=config.steps, every=config.log_every, peak=peak, start=start
+            workdir / "events" if first else None,
+            steps=config.steps,
+            every=config.log_every,
+            peak=peak,
+            start=start,
         )
         compiled: dict[tuple, float] = {}
         late: tuple | None = None
@@ -203,20 +185,27 @@ def train(
                 " ".join(f"{k} {v:.4f}" for k, v in scores.items() if np.ndim(v) == 0),
             )
             if save:
-                task.save(workdir / "model", jax.device_get(state.ema), scores)
-                if on_save is not None:
-                    on_save(workdir / "model")
+                params = gather(state.ema, keep=first)
+                if first:
+                    # The other hosts take no part in what is computed for the model folder.
+                    alone = make_mesh(devices=jax.local_devices()[:1])
+                    with jax.set_mesh(alone), local_folder(workdir / "model") as folder:
+                        task.save(folder, params, scores)
+                        if on_save is not None:
+                            on_save(folder)
+                wait_for_all(f"the model of step {step} is written")
 
         batches: Iterator = loader.iterator
         with contextlib.ExitStack() as ends:
-            stop = StopSignal()
+            stop = StopSignal(mesh)
             ends.callback(stop.restore)
             ends.callback(reporter.close)
             # The last to come is the first to end: a signal must not cut a checkpoint off.
             ends.push(checkpoints)
             for step in range(start + 1, config.steps + 1):
-                host_batch = next(batches)
-                batch = place_batch(host_batch, mesh)
+                # The devices are still at the step before while this one's batch comes to them.
+                batch = place_batch(next(batches), mesh)
+                stop.compare()
                 shape = tuple((k, v.shape) for k, v in sorted(batch.items()))
                 timed = shape in compiled
                 if not timed:
@@ -233,7 +222,7 @@ def train(
                 clips = next(iter(batch.values())).shape[0]
                 late = (step, metrics, clips, compiled[shape], timed)
 
-                last = step == config.steps or stop.asked
+                last = step == config.steps or stop.asked()
                 keep = last or step % config.checkpoint_every == 0
                 save = step % config.save_every == 0
                 judge = bool(held_out) and (save or step % config.evaluate_every == 0)
@@ -251,6 +240,6 @@ def train(
             if held_out and int(state.step) == config.steps:
                 # Also where nothing was left to train: the last start may have ended before this.
                 score(config.steps, save=True)
-            elif stop.asked:
+            elif stop.asked():
                 logger.info("asked to stop: saved step %d", int(state.step))
         return state

@@ -1,7 +1,7 @@
 """What a run reports: TensorBoard event files, lines in the log, a progress bar on a terminal."""
 
+import contextlib
 import logging
-import pathlib
 import sys
 import time
 from collections.abc import Mapping
@@ -13,7 +13,12 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from sora_jax.training.remote import Folder, local_folder, upload
+
 logger = logging.getLogger("sora_jax")
+
+# Event files of a run in a bucket get there this often: each time as a whole.
+UPLOAD_SECONDS = 60
 
 
 def measure_peak(size: int = 2048, repeats: int = 5) -> float:
@@ -33,17 +38,24 @@ class Reporter:
     """Collects the metrics of steps and writes their means every so often.
 
     Args:
-      folder: for event files.
+      folder: for event files; None on all hosts but the first, which write nothing.
       steps: length of the run, for the bar and the time left.
       every: steps between two lines.
       peak: FLOP/s of all devices together, which the achieved rate is a share of.
       start: step at which this process starts.
     """
 
-    def __init__(self, folder: pathlib.Path, *, steps: int, every: int, peak: float, start: int):
-        self._writer = SummaryWriter(str(folder))
+    def __init__(self, folder: Folder | None, *, steps: int, every: int, peak: float, start: int):
+        self._ends = contextlib.ExitStack()
+        self._writer = None
+        if folder is not None:
+            self._folder = folder
+            self._local = self._ends.enter_context(local_folder(folder))
+            self._writer = SummaryWriter(str(self._local))
+            self._uploaded = time.perf_counter()
         self._steps, self._every, self._peak = steps, every, peak
-        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty())
+        hidden = folder is None or not sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=hidden)
         self._sums: dict[str, float] = {}
         self._weights: dict[str, int] = {}
         self._steps_timed, self._clips, self._flops = 0, 0, 0.0
@@ -95,10 +107,20 @@ class Reporter:
             self._bar.set_postfix_str(f"loss {values.get('loss', float('nan')):.4g}")
         self._sums, self._weights = {}, {}
         self._steps_timed, self._clips, self._flops = 0, 0, 0.0
+        if self._writer is not None and self._folder != self._local:
+            self._upload()
         self._since = time.perf_counter()
+
+    def _upload(self) -> None:
+        if time.perf_counter() - self._uploaded >= UPLOAD_SECONDS:
+            self._writer.flush()
+            upload(self._local, self._folder)
+            self._uploaded = time.perf_counter()
 
     def write(self, step: int, groups: Mapping[str, Mapping[str, Any]]) -> None:
         """Scalars into the event file, by group and name; arrays are left out."""
+        if self._writer is None:
+            return
         for group, values in groups.items():
             for name, value in values.items():
                 if np.ndim(value) == 0:
@@ -106,4 +128,6 @@ class Reporter:
 
     def close(self) -> None:
         self._bar.close()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+        self._ends.close()

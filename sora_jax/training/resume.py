@@ -1,37 +1,49 @@
-"""What a run of the transformer must find again when it goes on: its tokenizer and its VAE.
+"""What a run must find again when it goes on: its tokenizer, its VAE, the sizes of its batches.
 
-Both come from outside the checkpoint and could change under a run: captions that are edited or
-read from another dataset train another tokenizer, whose every id means something else.
+They come from outside the checkpoint and could change under a run: captions that are edited or
+read from another dataset train another tokenizer, whose every id means something else. The first
+host writes them down for all.
 """
 
+import dataclasses
 import json
 import pathlib
+import tempfile
 from collections.abc import Callable
+
+import jax
 
 from sora_jax.data.identity import vae_identity
 from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.training.hosts import wait_for_all
+from sora_jax.training.placement import BatchSplit
+from sora_jax.training.remote import Folder, local_file, upload
 
 TOKENIZER = "tokenizer.json"
 VAE = "vae.json"
+BATCHES = "batches.json"
 
 
-def has_checkpoint(workdir: pathlib.Path) -> bool:
+def has_checkpoint(workdir: Folder) -> bool:
     """Whether a run in this work folder has come to its first checkpoint."""
     folder = workdir / "checkpoints"
     return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
 
-def keep_tokenizer(workdir: pathlib.Path, make: Callable[[], Tokenizer]) -> Tokenizer:
+def keep_tokenizer(workdir: Folder, make: Callable[[], Tokenizer]) -> Tokenizer:
     """The tokenizer that the run began with; what `make` returns where it only begins."""
     file = workdir / TOKENIZER
-    if has_checkpoint(workdir) and file.is_file():
-        return Tokenizer.from_file(file)
-    tokenizer = make()
-    tokenizer.save(file)
-    return tokenizer
+    if not (has_checkpoint(workdir) and file.is_file()):
+        if jax.process_index() == 0:
+            with tempfile.TemporaryDirectory() as scratch:
+                make().save(f"{scratch}/{TOKENIZER}")
+                upload(pathlib.Path(scratch), workdir)
+        wait_for_all("the tokenizer is written")
+    with local_file(file) as local:
+        return Tokenizer.from_file(local)
 
 
-def keep_vae(workdir: pathlib.Path, folder: str) -> None:
+def keep_vae(workdir: Folder, folder: str) -> None:
     """Writes down the VAE of a run that begins, and refuses another one when it goes on.
 
     Args:
@@ -43,9 +55,24 @@ def keep_vae(workdir: pathlib.Path, folder: str) -> None:
     """
     file, identity = workdir / VAE, vae_identity(folder)
     if not (has_checkpoint(workdir) and file.is_file()):
-        file.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+        if jax.process_index() == 0:
+            file.write_text(json.dumps(identity, indent=1), encoding="utf-8")
     elif json.loads(file.read_text(encoding="utf-8")) != identity:
         raise ValueError(
             f"config.vae={folder} is not the VAE that the run in {workdir} began with: give that "
             "one, or begin anew in another --workdir"
         )
+
+
+def keep_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:
+    """The split with the multiple that batches had when the run began.
+
+    So its batches, and with them the order of its data, stay the same on more or fewer devices.
+    """
+    file = workdir / BATCHES
+    if has_checkpoint(workdir) and file.is_file():
+        multiple = json.loads(file.read_text(encoding="utf-8"))["multiple"]
+        return dataclasses.replace(split, multiple=multiple)
+    if jax.process_index() == 0:
+        file.write_text(json.dumps({"multiple": split.multiple}), encoding="utf-8")
+    return split

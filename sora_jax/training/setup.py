@@ -15,6 +15,8 @@ from sora_jax.training.captions import make_text, text_reading
 from sora_jax.training.clips import Data, make_data, option, read_buckets
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.loop import LoopConfig
+from sora_jax.training.placement import BatchSplit
+from sora_jax.training.remote import Folder, is_remote, remote_folder
 from sora_jax.training.resume import keep_vae
 from sora_jax.training.sampling import sampling_settings
 from sora_jax.training.start import start_of_dit, start_of_vae
@@ -25,13 +27,15 @@ from sora_jax.weights.settings import from_settings
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def make_vae_task(config: ConfigDict) -> tuple[VAETask | AdversarialTask, Data]:
+def make_vae_task(config: ConfigDict, split: BatchSplit) -> tuple[VAETask | AdversarialTask, Data]:
     """The VAE, with a discriminator beside it if its loss has a weight, and its clips."""
     settings = from_settings(VAEConfig, config.vae)
     for bucket in read_buckets(config.data):
         settings.latent_shape(bucket.frames, bucket.height, bucket.width)
     start = start_of_vae(config.init, settings)
-    data = make_data(config, spatial=settings.spatial_stride, temporal=settings.temporal_stride)
+    data = make_data(
+        config, split, spatial=settings.spatial_stride, temporal=settings.temporal_stride
+    )
     seen = {tuple(batch["frames"].shape): batch for batch in data.held_out}
     task = VAETask(
         settings,
@@ -47,7 +51,7 @@ def make_vae_task(config: ConfigDict) -> tuple[VAETask | AdversarialTask, Data]:
     return task, data
 
 
-def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, Data]:
+def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tuple[DiTTask, Data]:
     """The transformer, its text encoder and its clips or latents; `workdir` is the run's."""
     option(config, "remat", REMAT)
     check_weights(dict(config.patterns))
@@ -84,6 +88,7 @@ def make_dit_task(config: ConfigDict, workdir: pathlib.Path) -> tuple[DiTTask, D
     reading = text_reading(config, text.tokenizer)
     data = make_data(
         config,
+        split,
         spatial=vae.config.spatial_stride * dit.patch[1],
         temporal=vae.config.temporal_stride,
         **reading,
@@ -118,12 +123,14 @@ def make_loop_config(config: ConfigDict) -> LoopConfig:
     return from_settings(LoopConfig, {"seed": config.seed, **config.loop})
 
 
-def workdir_path(path: str) -> pathlib.Path:
+def workdir_path(path: str) -> Folder:
     """The work folder, made if missing.
 
     Raises:
-      ValueError: there is a file of that name, or no permission.
+      ValueError: there is a file of that name, no permission, or a bucket that cannot be used.
     """
+    if is_remote(path):
+        return remote_folder(path)
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -91,17 +91,24 @@ def test_batches_hold_one_bucket_at_its_batch_size():
     assert shapes == {IMAGE: 4, WIDE: 4, TALL: 6}
 
 
-@pytest.mark.parametrize("host_count", [2, 4])
-def test_hosts_take_the_same_bucket_and_share_its_batch(host_count):
+@pytest.mark.parametrize("count", [2, 4])
+def test_hosts_take_the_same_bucket_and_share_its_batch(count):
     source = FakeClips((11, 6, 3), broken=[2])
     alone = take(load(source), 12)
-    hosts = [
-        take(load(source, host_index=host, host_count=host_count), 12) for host in range(host_count)
-    ]
+    hosts = [take(load(source, parts=[host], part_count=count), 12) for host in range(count)]
     for whole, *parts in zip(alone, *hosts):
         assert len({part["frames"].shape for part in parts}) == 1
         for name in whole:
             np.testing.assert_array_equal(whole[name], np.concatenate([p[name] for p in parts]))
+
+
+def test_a_host_may_take_several_parts_that_do_not_touch():
+    source = FakeClips((11, 6, 3))
+    alone = take(load(source), 12)
+    for whole, mine in zip(alone, take(load(source, parts=[0, 3], part_count=4), 12)):
+        for name, x in whole.items():
+            first, *_, last = np.split(x, 4)
+            np.testing.assert_array_equal(mine[name], np.concatenate([first, last]))
 
 
 def test_each_epoch_holds_every_clip_once_in_a_new_order():
@@ -298,7 +305,7 @@ def test_the_report_accounts_for_every_clip(caplog):
         assert text in str(report)
     assert str(report) in caplog.text, "logged as a warning before the first step"
     caplog.clear()
-    load(source, host_index=1, host_count=2)
+    load(source, parts=[1], part_count=2)
     assert not caplog.text, "by one host"
     assert "repeat within" in str(load(FakeClips((16, 3, 4))).report)
 
@@ -306,8 +313,9 @@ def test_the_report_accounts_for_every_clip(caplog):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"batch_size": lambda bucket: 3, "host_count": 2}, "3 clips.*multiple of 2"),
-        ({"host_index": 2, "host_count": 2}, "host_index=2"),
+        ({"batch_size": lambda bucket: 3, "part_count": 2}, "3 clips.*multiple of 2"),
+        ({"parts": [2], "part_count": 2}, r"parts=\(2,\) must be some of 0..1"),
+        ({"parts": []}, r"parts=\(\)"),
         ({"caption_weights": {}}, "caption_weights"),
         ({"caption_weights": {"short": -1.0}}, "-1.0"),
         ({"caption_dropout": 1.5}, "1.5"),

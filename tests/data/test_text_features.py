@@ -19,6 +19,7 @@ from sora_jax.data.precompute import precompute
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.text import TextEncoder
 from sora_jax.training import setup
+from sora_jax.training.placement import BatchSplit
 from sora_jax.weights.parts import load_text
 
 LENGTH = 16  # of tiny_dit: detailed captions are longer, and cut
@@ -66,7 +67,7 @@ def encode(folders):
 def batches(config, count=4):
     """The task, and its first batches and one held-out one."""
     with tempfile.TemporaryDirectory() as workdir:
-        task, data = setup.make_dit_task(config, pathlib.Path(workdir))
+        task, data = setup.make_dit_task(config, pathlib.Path(workdir), BatchSplit(multiple=8))
     found = [next(data.loader) for _ in range(count)]
     data.loader.close()
     return task, [*found, data.held_out[0]]
@@ -167,7 +168,7 @@ def test_another_encoder_tokenizer_or_length_is_refused(config, precomputed, fol
     save_text(other, seed=1)
     config.text_encoder = str(other)
     with pytest.raises(ValueError, match=r"another text encoder .*set config.text_encoder to that"):
-        setup.make_dit_task(config, tmp_path)
+        setup.make_dit_task(config, tmp_path, BatchSplit())
     same, description = tmp_path / "same", folders[1] / "model.json"
     shutil.copytree(folders[1], same)
     check_text(precomputed, same, LENGTH)
@@ -182,7 +183,7 @@ def test_another_encoder_tokenizer_or_length_is_refused(config, precomputed, fol
         check_text(precomputed, same, LENGTH)
     config.text_encoder, config.tokenizer.length = str(folders[1]), 12
     with pytest.raises(ValueError, match=r"cut at 16 tokens.*config.tokenizer.length is 12"):
-        setup.make_dit_task(config, tmp_path)
+        setup.make_dit_task(config, tmp_path, BatchSplit())
 
 
 def test_a_new_encoder_is_trained_on_captions_beside_features(config, precomputed):

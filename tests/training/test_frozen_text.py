@@ -14,7 +14,7 @@ from tiny_folders import TEXT, WORDS, randomised, save_both, save_text
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.sharding import make_mesh
 from sora_jax.training import setup
-from sora_jax.training.loop import place_batch
+from sora_jax.training.placement import BatchSplit, place_batch, split_of
 from sora_jax.training.state import make_state, make_train_step
 from sora_jax.weights.parts import load_text
 
@@ -35,7 +35,9 @@ def make_config(vae, text):
 @pytest.fixture(scope="module")
 def run(folders, tmp_path_factory):
     """A task with a frozen text encoder, and a batch of its data."""
-    task, data = setup.make_dit_task(make_config(*folders), tmp_path_factory.mktemp("run"))
+    task, data = setup.make_dit_task(
+        make_config(*folders), tmp_path_factory.mktemp("run"), split_of(make_mesh())
+    )
     batch = next(data.loader)
     data.loader.close()
     return task, batch
@@ -78,7 +80,7 @@ def test_the_saved_model_holds_it_and_its_tokenizer(run, folders, tmp_path):
 
 
 def test_without_one_a_new_one_is_trained(folders, tmp_path):
-    task, data = setup.make_dit_task(make_config(folders[0], ""), tmp_path)
+    task, data = setup.make_dit_task(make_config(folders[0], ""), tmp_path, BatchSplit())
     data.loader.close()
     assert task.text_config.width == tiny_dit.get_config().text.width
     assert "text" not in task.frozen
@@ -117,6 +119,6 @@ def test_a_folder_without_all_of_it_is_refused(folders, tmp_path, damage, messag
     shutil.copytree(folders[1], folder)
     damage(folder)
     with pytest.raises(ValueError, match=message) as raised:
-        setup.make_dit_task(make_config(folders[0], folder), tmp_path)
+        setup.make_dit_task(make_config(folders[0], folder), tmp_path, BatchSplit())
     assert f"config.text_encoder={folder}: " in str(raised.value)
     assert "leave it empty to train a new text encoder" in str(raised.value)

@@ -64,7 +64,7 @@ class MeanColour:
         self.saved.append(scores)
 
 
-def run(workdir, steps, task=None, checkpoint_every=4, evaluate_every=0):
+def run(workdir, steps, task=None, checkpoint_every=4, evaluate_every=0, mesh=None):
     """Trains to `steps` of a run whose schedule is 12 long; scores it if `evaluate_every`."""
     task = task or MeanColour()
     loader = make_loader(Shapes(64, BUCKETS), BUCKETS, batch_size=lambda bucket: 8, seed=3)
@@ -90,7 +90,7 @@ def run(workdir, steps, task=None, checkpoint_every=4, evaluate_every=0):
     frames = np.zeros((8, 1, 16, 16, 3), np.uint8)
     held_out = [{"frames": frames}] if evaluate_every else []
     try:
-        state = train(task, tx, loader, held_out, config, workdir, make_mesh({"fsdp": -1}))
+        state = train(task, tx, loader, held_out, config, workdir, mesh or make_mesh())
     finally:
         loader.close()
     return jax.device_get(state)
@@ -106,6 +106,42 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
     resumed = run(tmp_path / "parts", 12)
     assert int(resumed.step) == 12
     assert equal(whole, resumed)
+
+
+def test_a_run_goes_on_with_fewer_devices_and_another_mesh(tmp_path):
+    whole = run(tmp_path / "whole", 12)
+    run(tmp_path / "parts", 4)
+    run(tmp_path / "parts", 8, mesh=make_mesh({"data": 2, "context": 2}, jax.devices()[:4]))
+    state = run(tmp_path / "parts", 12, mesh=make_mesh(devices=jax.devices()[:1]))
+    assert int(state.step) == 12
+    for found, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(whole)):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_next_batch_is_on_its_way_before_the_loop_waits_for_a_step(tmp_path, monkeypatch):
+    order = []
+
+    def note(name, function):
+        return lambda *arguments: order.append(name) or function(*arguments)
+
+    monkeypatch.setattr(loop, "place_batch", note("place", loop.place_batch))
+    monkeypatch.setattr(jax, "device_get", note("wait", jax.device_get))
+    run(tmp_path, 6, checkpoint_every=100)
+    assert order[:10] == ["place", *["place", "wait"] * 4, "place"]
+
+
+def test_the_old_state_gives_its_memory_to_the_new_one(tmp_path, monkeypatch):
+    states = []
+
+    def make_state(*arguments):
+        states.append(loop_make_state(*arguments))
+        return states[-1]
+
+    loop_make_state = loop.make_state
+    monkeypatch.setattr(loop, "make_state", make_state)
+    run(tmp_path, 2)
+    ((first, _),) = states
+    assert all(x.is_deleted() for x in jax.tree.leaves((first.params, first.opt_state)))
 
 
 def test_a_different_order_of_data_would_be_noticed(tmp_path):

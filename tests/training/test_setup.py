@@ -20,6 +20,7 @@ from sora_jax.training import captions, clips, setup
 from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.optimizer import make_optimizer
+from sora_jax.training.placement import BatchSplit
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.model_folder import load_description
 from sora_jax.weights.parts import load_dit, load_text, load_vae
@@ -40,7 +41,7 @@ def vae_config(**changes) -> ConfigDict:
 
 
 def test_held_out_batches_are_of_clips_that_training_never_draws():
-    task, data = setup.make_vae_task(vae_config())
+    task, data = setup.make_vae_task(vae_config(), BatchSplit())
     data.loader.close()
     assert len(data.held_out) == 3 and data.fps == 8.0
     assert task.config.temporal_stride == 4
@@ -70,11 +71,11 @@ def test_held_out_batches_are_of_clips_that_training_never_draws():
 )
 def test_a_vae_that_cannot_be_trained_is_refused(changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        setup.make_vae_task(vae_config(**changes))
+        setup.make_vae_task(vae_config(**changes), BatchSplit())
 
 
 def test_a_vae_starts_from_that_of_a_model_folder():
-    task, data = setup.make_vae_task(vae_config(init=PRETRAINED))
+    task, data = setup.make_vae_task(vae_config(init=PRETRAINED), BatchSplit())
     data.loader.close()
     params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
     np.testing.assert_equal(jax.device_get(params), load_vae(PRETRAINED).params)
@@ -85,7 +86,7 @@ def test_a_vae_starts_from_that_of_a_model_folder():
 
 @pytest.mark.parametrize(("weight", "kind"), [(0.0, VAETask), (0.1, AdversarialTask)])
 def test_a_discriminator_is_trained_only_where_its_loss_has_a_weight(weight, kind):
-    task, data = setup.make_vae_task(vae_config(**{"loss.adversarial": weight}))
+    task, data = setup.make_vae_task(vae_config(**{"loss.adversarial": weight}), BatchSplit())
     data.loader.close()
     assert type(task) is kind
 
@@ -132,7 +133,7 @@ def test_a_transformer_that_cannot_be_trained_is_refused(tmp_path, changes, mess
     config.vae, config.text_encoder = PRETRAINED, PRETRAINED
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
-        setup.make_dit_task(config, tmp_path)
+        setup.make_dit_task(config, tmp_path, BatchSplit())
 
 
 def shipped_dit(**changes):
@@ -151,7 +152,7 @@ def shipped_dit(**changes):
 
 
 def test_a_transformer_starts_from_that_of_a_model_folder(tmp_path):
-    task, data = setup.make_dit_task(shipped_dit(), tmp_path)
+    task, data = setup.make_dit_task(shipped_dit(), tmp_path, BatchSplit())
     data.loader.close()
     params = jax.device_get(nn.unbox(jax.jit(task.init)(jax.random.key(0))))
     shipped = {"dit": load_dit(PRETRAINED)[1], "text": load_text(PRETRAINED)[1]}
@@ -171,14 +172,14 @@ def test_a_transformer_starts_from_that_of_a_model_folder(tmp_path):
 )
 def test_a_start_of_other_sizes_is_refused(tmp_path, changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        setup.make_dit_task(shipped_dit(**changes), tmp_path)
+        setup.make_dit_task(shipped_dit(**changes), tmp_path, BatchSplit())
 
 
 def test_a_transformer_without_its_vae_is_refused(tmp_path):
     config = shapes_dit.get_config()
     config.vae = "nowhere"
     with pytest.raises(FileNotFoundError, match="nowhere holds no model"):
-        setup.make_dit_task(config, tmp_path)
+        setup.make_dit_task(config, tmp_path, BatchSplit())
 
 
 def test_a_tokenizer_knows_the_words_of_all_buckets():
