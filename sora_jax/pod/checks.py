@@ -20,7 +20,7 @@ def batch_ways(mesh: Mapping[str, int]) -> int:
 
 
 def check_division(sizes: Sizes, mesh: Mapping[str, int], clips: int) -> None:
-    """Clips, tokens and heads that the mesh must divide.
+    """Clips and heads that the mesh must divide; places of tokens are filled up where it does not.
 
     Raises:
       ValueError: it does not.
@@ -33,7 +33,6 @@ def check_division(sizes: Sizes, mesh: Mapping[str, int], clips: int) -> None:
         )
     if sizes.dit is None:
         return
-    _check(sizes.tokens, "tokens of a clip", f"of bucket {sizes.bucket}", mesh, RULES["tokens"])
     heads = RULES["activation_heads"]
     _check(sizes.dit.heads, "heads", "of the transformer", mesh, heads)
 

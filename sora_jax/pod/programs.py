@@ -20,7 +20,7 @@ from sora_jax.sharding import batch_sharding, tree_shardings
 from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.optimizer import make_optimizer
-from sora_jax.training.state import make_state, make_train_step
+from sora_jax.training.state import abstract_state, make_train_step
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import init_text
 from sora_jax.weights.settings import from_settings
@@ -48,10 +48,8 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Any:
         loss = config.loss
         task = VAETask(sizes.vae, sizes.dtype, loss.kl, loss.gradient, config.data.fps)
         return AdversarialTask(task, loss.adversarial) if loss.adversarial else task
-    channels = jax.ShapeDtypeStruct((sizes.vae.latent_channels,), jnp.float32)
-    frozen = {"vae": _shapes(init_vae, sizes.vae), "latent_mean": channels, "latent_std": channels}
-    if sizes.frozen_text:
-        frozen["text"] = _shapes(init_text, sizes.text)
+    # With latents and text features computed before, nothing else is on the devices.
+    precomputed = {"text": _shapes(init_text, sizes.text)} if sizes.frozen_text else {}
     return DiTTask(
         sizes.dit,
         sizes.text,
@@ -59,11 +57,12 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Any:
         sizes.dtype,
         from_settings(NoiseConfig, config.noise),
         dict(config.patterns),
-        frozen,
+        frozen={},
         remat=config.remat,
         window=config.window,
         tokenizer=None,
         settings={},
+        precomputed=precomputed,
     )
 
 
@@ -75,21 +74,18 @@ def train_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work
     """
     task = make_task(config, sizes)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
-    shardings = None
-
-    def create(key: jax.Array) -> Any:
-        nonlocal shardings
-        state, shardings = make_state(task.init, tx, key, mesh)
-        return state
-
-    key = _key()
-    state = _placed(jax.eval_shape(create, key), shardings)
+    state = abstract_state(task.init, tx, mesh)
     frozen = _everywhere(task.frozen, mesh)
     batch = _batch(sizes, mesh, clips)
     step = jax.jit(
-        make_train_step(task, tx, ema_decay=config.loop.ema_decay),
+        make_train_step(
+            task,
+            tx,
+            ema_decay=config.loop.ema_decay,
+            accumulate=config.loop.get("accumulate", 1),
+        ),
         donate_argnums=0,
-        out_shardings=(shardings, None),
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
     )
     kinds = {
         "parameters": state.params,
@@ -98,7 +94,7 @@ def train_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work
         "frozen": frozen,
         "batch": batch,
     }
-    return Work(step, (state, frozen, batch, key), kinds, task.flops(batch))
+    return Work(step, (state, frozen, batch, _key()), kinds, task.flops(batch))
 
 
 def sample_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:

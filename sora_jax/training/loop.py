@@ -38,6 +38,7 @@ class LoopConfig:
       log_every, evaluate_every, checkpoint_every, save_every: in steps; `save_every` is for model
         folders with their pictures.
       keep: checkpoints that stay.
+      accumulate: parts of a batch, whose gradients are summed: for the memory of one part.
     """
 
     steps: int
@@ -48,6 +49,7 @@ class LoopConfig:
     checkpoint_every: int
     save_every: int
     keep: int = 2
+    accumulate: int = 1
 
     def __post_init__(self):
         if self.steps < 0:
@@ -137,7 +139,7 @@ def train(
         logger.info("%.2f M parameters; matmul peak %.0f GFLOP/s", count / 1e6, peak / 1e9)
 
         train_step = jax.jit(
-            make_train_step(task, tx, ema_decay=config.ema_decay),
+            make_train_step(task, tx, ema_decay=config.ema_decay, accumulate=config.accumulate),
             donate_argnums=0,
             out_shardings=(shardings, None),
         )
