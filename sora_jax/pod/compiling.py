@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sora_jax.pod.chips import Slice, devices
+from sora_jax.pod.chips import GIB, Slice, devices
 from sora_jax.pod.programs import WORKS, Work
 from sora_jax.pod.sizes import Sizes
 from sora_jax.sharding import make_mesh
@@ -131,10 +131,18 @@ def _compile(plan: Plan, connection: Connection, said: str) -> None:
         with jax.set_mesh(mesh):
             compiled = work.step.lower(*work.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        connection.send(Result(" ".join(str(error).partition("See https://")[0].split())))
+        connection.send(Result(_one_line(error)))
         return
     stats = compiled.memory_analysis()
     memory = {name: getattr(stats, name) for name in dir(stats) if name.endswith("_in_bytes")}
+    peak = memory.get("peak_memory_in_bytes", 0) / GIB
+    try:
+        text, flops = compiled.as_text(), compiled.cost_analysis()["flops"]
+    except jax.errors.JaxRuntimeError as error:
+        # jaxlib does not know every instruction that libtpu makes.
+        reason = f"it compiles, to a peak of {peak:.2f} GiB, but cannot be read: {_one_line(error)}"
+        connection.send(Result(reason))
+        return
     read = jax.tree.leaves(compiled.input_shardings[0], is_leaf=lambda x: x is None)
     arguments = jax.tree.leaves(work.arguments, is_leaf=lambda x: x is None)
     unread = tuple(
@@ -142,8 +150,11 @@ def _compile(plan: Plan, connection: Connection, said: str) -> None:
         for index, (x, sharding) in enumerate(zip(arguments, read, strict=True))
         if x is not None and sharding is None
     )
-    flops = compiled.cost_analysis()["flops"]
-    connection.send(Result("", compiled.as_text(), memory, unread, flops))
+    connection.send(Result("", text, memory, unread, flops))
+
+
+def _one_line(error: jax.errors.JaxRuntimeError) -> str:
+    return " ".join(str(error).partition("See https://")[0].split())
 
 
 def _last_words(status: int, said: str) -> str:

@@ -96,7 +96,7 @@ def tell(report: Mapping[str, Any]) -> str:
         f"{report['clips']} clips a batch",
     ]
     if "error" in report:
-        return "\n".join([*lines, f"does not fit or compile: {report['error']}"])
+        return "\n".join([*lines, f"no plan: {report['error']}"])
     lines += [*_memory_lines(report), *_flops_lines(report), *_collective_lines(report)]
     lines += [*_time_lines(report), MORE]
     return "\n".join(lines)

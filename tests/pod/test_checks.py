@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import shapes_dit
 from sora_jax.pod.checks import bytes_a_chip, check_division, check_state
-from sora_jax.pod.chips import CHIPS, GIB, Slice, read_slice
+from sora_jax.pod.chips import CHIPS, GIB, Slice, devices, read_slice
 from sora_jax.pod.search import meshes
 from sora_jax.pod.sizes import default_batch, read_sizes
 from sora_jax.sharding import MESH_AXES, make_mesh
@@ -111,3 +111,9 @@ def test_all_meshes_fill_the_slice():
     found = list(meshes(8))
     assert len(found) == 20  # ways to share out three factors of two over four axes
     assert all(a["data"] * a["fsdp"] * a["context"] * a["tensor"] == 8 for a in found)
+
+
+def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'pip install "sora_jax\[tpu\]"'):
+        devices(Slice("v6e", (1, 1)))
