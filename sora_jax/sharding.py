@@ -74,9 +74,9 @@ def make_mesh(
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if devices[0].platform == "tpu" and slices > 1:
         return _over_slices(sizes, slices, devices)
-    return jax.make_mesh(
-        tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
-    )
+    # A mesh axis may be part of a side of the torus, such as 4 of 16.
+    ordered = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(ordered, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def _over_slices(sizes: list[int], slices: int, devices: Sequence[jax.Device]) -> Mesh:
@@ -88,7 +88,9 @@ def _over_slices(sizes: list[int], slices: int, devices: Sequence[jax.Device]) -
             f"{len(devices) // slices} devices"
         )
     within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
-    ordered = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    ordered = mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )
     return Mesh(ordered, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
