@@ -62,13 +62,21 @@ _SILENCE = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A part of a pod: so many chips of a kind, in two or three dimensions."""
+    """Parts of pods: so many chips of a kind, in two or three dimensions.
+
+    Attributes:
+      kind: a key of CHIPS.
+      shape: chips along each side.
+      slices: that many of them, on a network between them.
+    """
 
     kind: str
     shape: tuple[int, ...]
+    slices: int = 1
 
     def __str__(self) -> str:
-        return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+        count = f"{self.slices}x" if self.slices > 1 else ""
+        return f"{count}{self.kind}:{'x'.join(map(str, self.shape))}"
 
     @property
     def chip(self) -> Chip:
@@ -76,22 +84,23 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        return math.prod(self.shape)
+        return self.slices * math.prod(self.shape)
 
 
 def read_slice(name: str) -> Slice:
-    """The slice of a name such as v5p:4x4x8.
+    """The slice of a name such as v5p:4x4x8, or several: 2xv5p:4x4x8.
 
     Raises:
       ValueError: there is none of that name.
     """
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    found = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w*):(\d+(?:x\d+)*)", name)
     if not found:
         raise ValueError(
             f"--topology={name} is no topology; give KIND:SHAPE, such as v5p:4x4x8 or v6e:16x16, "
-            f"with one of the chips {sorted(CHIPS)}"
+            f"or several slices, such as 2xv5p:4x4x8, with one of the chips {sorted(CHIPS)}"
         )
-    kind, shape = found.group(1), tuple(int(n) for n in found.group(2).split("x"))
+    slices, kind = int(found.group(1) or 1), found.group(2)
+    shape = tuple(int(n) for n in found.group(3).split("x"))
     if kind not in CHIPS:
         raise ValueError(f"--topology={name}: the chip {kind!r} is not one of {sorted(CHIPS)}")
     known = CHIPS[kind].slices
@@ -101,7 +110,7 @@ def read_slice(name: str) -> Slice:
             f"--topology={name} does not exist; the nearest is {Slice(kind, nearest)}, and there "
             f"are {', '.join('x'.join(map(str, one)) for one in known)}"
         )
-    return Slice(kind, shape)
+    return Slice(kind, shape, slices)
 
 
 def _distance(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[float, int]:
@@ -126,4 +135,5 @@ def devices(topology: Slice) -> Sequence[jax.Device]:
         platform="tpu",
         topology_name=f"{topology.kind}:{shape}",
         **dict(topology.chip.options),
+        **({"num_slices": topology.slices} if topology.slices > 1 else {}),
     ).devices

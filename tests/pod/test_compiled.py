@@ -4,6 +4,7 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -50,6 +51,19 @@ def program(mesh):
         return Program(jax.jit(function).lower(*arrays).compile().as_text())
 
     return make
+
+
+def test_only_the_data_axis_crosses_slices():
+    several = devices(Slice("v6e", (2, 2), slices=2))
+    mesh = make_mesh({"data": 4, "tensor": 2}, several)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert (slices == slices[:, :1, :1, :1]).all() and set(slices.flat) == {0, 1}
+    with pytest.raises(ValueError, match=r"data=1 is not a multiple of the 2 slices.*data=2"):
+        make_mesh({"fsdp": 8}, several)
+
+
+def test_an_axis_may_be_part_of_a_side_of_the_torus():
+    assert make_mesh({"fsdp": 64, "context": 4}, devices(Slice("v6e", (16, 16)))).size == 256
 
 
 @pytest.mark.parametrize("kind", CHIPS)
