@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import pathlib
 import re
 from typing import Any
 
@@ -17,6 +18,11 @@ from sora_jax.training.setup import DTYPES
 from sora_jax.weights.model_folder import load_description
 from sora_jax.weights.settings import from_settings
 
+# Sizes of model folders by their names, for those that are not there.
+VAES = {
+    "wan2.1": VAEConfig(),
+    "wan2.2": VAEConfig(encoder_width=160, decoder_width=256, latent_channels=48, patch=2),
+}
 UMT5_XXL = TextConfig(256384, 4096, 24, 64, 64, 10240)
 
 logger = logging.getLogger("sora_jax")
@@ -27,7 +33,7 @@ class Sizes:
     """Networks and inputs of a plan.
 
     Attributes:
-      vae: of the config, or Wan 2.1's where its folder is not there.
+      vae: of the config, or of Wan 2.1 or 2.2 where its folder is not there.
       dit, text: None in a run of the VAE.
       frozen_text: whether the text encoder is used as it is.
       dtype: compute dtype.
@@ -73,7 +79,9 @@ def read_sizes(config: ConfigDict, bucket: str | None) -> Sizes:
         vae = from_settings(VAEConfig, config.vae)
     else:
         option(config, "remat", REMAT)
-        vae = _of_folder(config, "vae", VAEConfig, VAEConfig(), "Wan 2.1's")
+        name = pathlib.PurePath(config.vae).name
+        name = name if name in VAES else "wan2.1"
+        vae = _of_folder(config, "vae", VAEConfig, VAES[name], f"{name}'s")
         if config.text_encoder:
             text = _of_folder(config, "text_encoder", TextConfig, UMT5_XXL, "UMT5-XXL's")
         else:

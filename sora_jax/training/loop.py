@@ -60,6 +60,10 @@ class LoopConfig:
                     f"config.loop.{name}={getattr(self, name)} must be at least 1; for never, give "
                     "more than config.loop.steps"
                 )
+        if self.accumulate < 1:
+            raise ValueError(
+                f"config.loop.accumulate={self.accumulate} must be at least 1: parts of a batch"
+            )
 
 
 class DivergedError(RuntimeError):

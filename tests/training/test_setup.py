@@ -211,7 +211,9 @@ def test_a_loop_says_what_it_lacks_or_does_not_know():
         from_settings(LoopConfig, {"steps": 1})
 
 
-@pytest.mark.parametrize("name", ["log_every", "evaluate_every", "checkpoint_every", "save_every"])
+@pytest.mark.parametrize(
+    "name", ["log_every", "evaluate_every", "checkpoint_every", "save_every", "accumulate"]
+)
 def test_an_interval_of_no_steps_is_refused(name):
     with pytest.raises(ValueError, match=rf"config.loop.{name}=0 must be at least 1"):
         setup.make_loop_config(vae_config(**{f"loop.{name}": 0}))
