@@ -34,11 +34,6 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the ru
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one from 0, likewise.")
 flags.mark_flags_as_required(["config", "workdir"])
 
-TASKS = {
-    "vae": lambda config, workdir, split: setup.make_vae_task(config, split),
-    "dit": setup.make_dit_task,
-}
-
 
 def write_samples(config, folder):
     """A video for each of the config's prompts, beside the model that made it."""
@@ -53,7 +48,7 @@ def run(config, workdir):
     compiled = workdir / "compiled"
     compiled = str(compiled) if is_remote(compiled) else os.path.abspath(compiled)
     jax.config.update("jax_compilation_cache_dir", compiled)
-    make_task = clips.option(config, "task", TASKS)
+    make_task = clips.option(config, "task", setup.TASKS)
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))
     hosts.check_shared(workdir)

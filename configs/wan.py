@@ -65,10 +65,9 @@ def get_config(model="1.3b"):
     config = shapes_dit.get_config()
     config.dtype = "bfloat16"
     config.remat = "offload" if size == "14b" else "results"
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "context": 4, "tensor": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": -1, "context": 4, "tensor": 1})
     if model == "minute":
-        config.mesh.context = -1
-        config.mesh.fsdp = 1
+        config.mesh.update({"data": 1, "fsdp": 1, "context": -1})
 
     config.data.folder = "data/clips"
     config.data.fps = 30.0 if model == "minute" else 24.0 if size == "5b" else 16.0

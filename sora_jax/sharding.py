@@ -35,6 +35,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "conv_out": (),
 }
 
+# In more parts than this weights have too few rows each to be collected fast, and little is gained.
+_WEIGHT_PARTS = 32
+
 
 def make_mesh(
     shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
@@ -42,7 +45,8 @@ def make_mesh(
     """A mesh over all devices (or those given), axes in the order of MESH_AXES.
 
     Args:
-      shape: size of each axis; those left out are 1. At most one may be -1: it takes what is left.
+      shape: size of each axis; those left out are 1. One may be -1: it takes what is left; or both
+        `data` and `fsdp`: then weights are in at most 32 parts, and the rest goes to `data`.
         None puts every device on `fsdp`.
       devices: all of jax.devices() if None.
 
@@ -55,28 +59,39 @@ def make_mesh(
     unknown = sorted(set(shape) - set(MESH_AXES))
     if unknown:
         raise ValueError(f"mesh axis {unknown[0]!r} is unknown; use some of {MESH_AXES}")
-    sizes = [shape.get(axis, 1) for axis in MESH_AXES]
-    if sizes.count(-1) > 1:
-        raise ValueError(f"mesh {shape} leaves more than one axis open (-1); fix all but one")
-    fixed = 1
-    for size in sizes:
-        fixed *= size if size != -1 else 1
-    if -1 in sizes and fixed > 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    product = 1
-    for size in sizes:
-        product *= size
-    if product != len(devices) or min(sizes) < 1:
-        raise ValueError(
-            f"mesh {shape} does not fill the {len(devices)} devices; choose sizes whose product "
-            f"is {len(devices)}, or leave one axis -1"
-        )
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if devices[0].platform == "tpu" and slices > 1:
+    slices = 1
+    if devices[0].platform == "tpu":
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = _fill({axis: shape.get(axis, 1) for axis in MESH_AXES}, len(devices), slices)
+    if slices > 1:
         return _over_slices(sizes, slices, devices)
     # A mesh axis may be part of a side of the torus, such as 4 of 16.
     ordered = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(ordered, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def _fill(shape: dict[str, int], count: int, slices: int) -> list[int]:
+    """Sizes of MESH_AXES whose product is `count`, with numbers in place of -1."""
+    sizes, given = dict(shape), [size for size in shape.values() if size != -1]
+    opened = [axis for axis in MESH_AXES if shape[axis] == -1]
+    left = count // math.prod(given) if min(given, default=1) > 0 else 0
+    if opened == ["data", "fsdp"]:
+        most = max(1, _WEIGHT_PARTS // shape["context"])
+        sizes["fsdp"] = max(n for n in range(1, most + 1) if left // slices % n == 0)
+        sizes["data"] = left // sizes["fsdp"]
+    elif len(opened) == 1:
+        sizes[opened[0]] = left
+    elif opened:
+        raise ValueError(
+            f"mesh {shape} leaves {', '.join(opened)} open (-1); fix all but one of them, or leave "
+            "data and fsdp open"
+        )
+    if math.prod(sizes.values()) != count or min(sizes.values()) < 1:
+        raise ValueError(
+            f"mesh {shape} does not fill the {count} devices; choose sizes whose product is "
+            f"{count}, or leave one axis -1"
+        )
+    return list(sizes.values())
 
 
 def _over_slices(sizes: list[int], slices: int, devices: Sequence[jax.Device]) -> Mesh:
@@ -217,6 +232,18 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(
         one, tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
     )
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Options of the compiler for programs on a mesh, for `jax.jit`.
+
+    With more of a TPU's fast memory than the 16 MiB that it has otherwise, a fusion with a matrix
+    product works on larger blocks. Chips before v5 have less of it.
+    """
+    device = mesh.devices.flat[0]
+    if device.platform != "tpu" or device.device_kind.startswith(("TPU v2", "TPU v3", "TPU v4")):
+        return None
+    return {"xla_tpu_scoped_vmem_limit_kib": str(64 * 1024)}
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:

@@ -53,6 +53,6 @@ def make_task(config, workdir, split):
 
 
 if __name__ == "__main__":
-    train.TASKS["colour"] = make_task
+    train.setup.TASKS["colour"] = make_task
     loop.measure_peak = lambda: 1e9  # takes seconds where processes share a core
     train.command.run(train.main)

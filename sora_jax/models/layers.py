@@ -44,8 +44,9 @@ class Dense(nn.Module):
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     """LayerNorm without affine parameters over the last axis, in float32 and returned so."""
     x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    # Both means in one pass; where one is much larger than the deviation, digits would be lost.
+    mean, square = jnp.mean(x, axis=-1, keepdims=True), jnp.mean(x * x, axis=-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + eps)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float = 1e-6) -> jax.Array:

@@ -154,13 +154,31 @@ class Program:
         known = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
         if known:
             return int(known.group(1))
-        limits = [
-            int(number)
-            for one in self.computations.get(loop.called("condition"), ())
-            if one.opcode == "constant"
-            for number in re.findall(r"^\((\d+)\)", one.attributes)
+        condition = self.computations.get(loop.called("condition"), ())
+        limits = [number for one in condition if (number := self._number(one)) is not None]
+        if not limits:
+            return None
+        return max(limits) - self._begins(loop, condition)
+
+    def _begins(self, loop: Instruction, condition: Sequence[Instruction]) -> int:
+        """Where a loop's counter starts: at 1 if the first trip was taken out of it."""
+        counters = [
+            int(found.group(1))
+            for one in condition
+            if one.opcode == "get-tuple-element"
+            and (found := re.search(r"\bindex=(\d+)", one.attributes))
         ]
-        return max(limits, default=None)
+        start = self.operand(loop, 0)
+        if len(counters) != 1 or start.opcode != "tuple":
+            return 0
+        return self._number(self.operand(start, counters[0])) or 0
+
+    def _number(self, one: Instruction) -> int | None:
+        """The value of a constant, or of a copy of one."""
+        while one.opcode == "copy":
+            one = self.operand(one, 0)
+        found = re.match(r"\((\d+)\)", one.attributes) if one.opcode == "constant" else None
+        return int(found.group(1)) if found else None
 
 
 def _parse(text: str) -> tuple[dict[str, list[Instruction]], str | None]:

@@ -20,7 +20,7 @@ from sora_jax.sharding import batch_sharding, tree_shardings
 from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 from sora_jax.training.optimizer import make_optimizer
-from sora_jax.training.state import abstract_state, make_train_step
+from sora_jax.training.state import abstract_state, jit_train_step
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import init_text
 from sora_jax.weights.settings import from_settings
@@ -77,16 +77,9 @@ def train_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work
     state = abstract_state(task.init, tx, mesh)
     frozen = _everywhere(task.frozen, mesh)
     batch = _batch(sizes, mesh, clips)
-    step = jax.jit(
-        make_train_step(
-            task,
-            tx,
-            ema_decay=config.loop.ema_decay,
-            accumulate=config.loop.get("accumulate", 1),
-        ),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
-    )
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    settings = {"ema_decay": config.loop.ema_decay, "accumulate": config.loop.get("accumulate", 1)}
+    step = jit_train_step(task, tx, mesh, shardings, **settings)
     kinds = {
         "parameters": state.params,
         "EMA": state.ema,

@@ -8,7 +8,6 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,15 +17,11 @@ from ml_collections import ConfigDict
 
 from sora_jax.buckets import Bucket
 from sora_jax.sharding import batch_sharding, make_mesh
-from sora_jax.training import setup
+from sora_jax.training import resume, setup
 from sora_jax.training.clips import option
 from sora_jax.training.optimizer import make_optimizer
-from sora_jax.training.state import make_state, make_train_step
-
-TASKS: dict[str, Callable[[ConfigDict, pathlib.Path], Any]] = {
-    "vae": lambda config, workdir: setup.make_vae_task(config),
-    "dit": setup.make_dit_task,
-}
+from sora_jax.training.placement import replicate, split_of
+from sora_jax.training.state import jit_evaluate, jit_train_step, make_state
 
 logger = logging.getLogger("sora_jax")
 
@@ -44,19 +39,17 @@ def warm(config: ConfigDict, workdir: pathlib.Path) -> None:
     workdir = setup.workdir_path(str(workdir))
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(workdir / "compiled"))
     mesh = make_mesh(dict(config.mesh))
-    task, data = option(config, "task", TASKS)(config, workdir)
+    split = resume.keep_multiple(workdir, split_of(mesh))
+    task, data = option(config, "task", setup.TASKS)(config, workdir, split)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
     loop = setup.make_loop_config(config)
     init_key, run_key, evaluate_key = jax.random.split(jax.random.key(loop.seed), 3)
     with jax.set_mesh(mesh):
         state, shardings = make_state(task.init, tx, init_key, mesh)
-        frozen = jax.device_put(task.frozen, jax.sharding.NamedSharding(mesh, jax.P()))
-        train_step = jax.jit(
-            make_train_step(task, tx, ema_decay=loop.ema_decay),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
-        evaluate_step = jax.jit(task.evaluate)
+        frozen = replicate(task.frozen, mesh)
+        smooth = {"ema_decay": loop.ema_decay, "accumulate": loop.accumulate}
+        train_step = jit_train_step(task, tx, mesh, shardings, **smooth)
+        evaluate_step = jit_evaluate(task, mesh)
         evaluate_key = jax.random.fold_in(evaluate_key, 0)  # lies where those of the scores lie
         began = time.monotonic()
         for row in data.loader.report.rows:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from sora_jax.sharding import make_mesh
 from sora_jax.training.checkpoint import Checkpoints
@@ -19,7 +19,7 @@ from sora_jax.training.hosts import StopSignal, wait_for_all
 from sora_jax.training.metrics import Reporter, measure_peak
 from sora_jax.training.placement import gather, place_batch, replicate
 from sora_jax.training.remote import Folder, local_folder
-from sora_jax.training.state import Task, TrainState, make_state, make_train_step
+from sora_jax.training.state import Task, TrainState, jit_evaluate, jit_train_step, make_state
 
 logger = logging.getLogger("sora_jax")
 
@@ -142,13 +142,9 @@ def train(
         count = sum(x.size for x in jax.tree.leaves(state.params))
         logger.info("%.2f M parameters; matmul peak %.0f GFLOP/s", count / 1e6, peak / 1e9)
 
-        train_step = jax.jit(
-            make_train_step(task, tx, ema_decay=config.ema_decay, accumulate=config.accumulate),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
-        # Every host reads all of the scores.
-        evaluate_step = jax.jit(task.evaluate, out_shardings=NamedSharding(mesh, jax.P()))
+        smooth = {"ema_decay": config.ema_decay, "accumulate": config.accumulate}
+        train_step = jit_train_step(task, tx, mesh, shardings, **smooth)
+        evaluate_step = jit_evaluate(task, mesh)
         reporter = Reporter(
             workdir / "events" if first else None,
             steps=config.steps,

@@ -118,6 +118,10 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
     return task, data
 
 
+# By config.task: (config, workdir, split) -> the task and its clips.
+TASKS = {"vae": lambda config, workdir, split: make_vae_task(config, split), "dit": make_dit_task}
+
+
 def make_loop_config(config: ConfigDict) -> LoopConfig:
     """The loop's own settings, with the run's seed."""
     return from_settings(LoopConfig, {"seed": config.seed, **config.loop})

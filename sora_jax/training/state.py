@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sora_jax.sharding import constrain, tree_shardings
+from sora_jax.sharding import compiler_options, constrain, tree_shardings
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -175,3 +175,30 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def jit_train_step(
+    task: Task, tx: optax.GradientTransformation, mesh: Mesh, shardings: TrainState, **settings: Any
+) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """`make_train_step`, compiled for a mesh with the state donated; `settings` are its own.
+
+    Args:
+      task, tx: what is trained, and by what.
+      mesh: of the state.
+      shardings: of the state, shaped like it.
+    """
+    return jax.jit(
+        make_train_step(task, tx, **settings),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=compiler_options(mesh),
+    )
+
+
+def jit_evaluate(task: Task, mesh: Mesh) -> Callable[..., Metrics]:
+    """`Task.evaluate`, compiled for a mesh: every host can read all of the scores."""
+    return jax.jit(
+        task.evaluate,
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+        compiler_options=compiler_options(mesh),
+    )
