@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from sora_jax import sharding
 from sora_jax.models.dit import DiTConfig, init_dit
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, init_vae
@@ -17,9 +18,12 @@ from sora_jax.sharding import (
     RULES,
     batch_sharding,
     constrain,
+    fitting_spec,
+    gather,
     make_mesh,
     spec,
     tree_shardings,
+    ways,
 )
 from sora_jax.weights.parts import init_text
 
@@ -70,6 +74,7 @@ def test_constrain_lays_out_on_the_mesh():
         ({"data": 8}, (8, 1, 1, 1)),
         ({"tensor": 2, "fsdp": -1, "data": 2}, (2, 2, 1, 2)),
         ({"fsdp": -1, "context": 8}, (1, 1, 8, 1)),
+        ({"data": -1, "fsdp": -1, "tensor": 2}, (1, 4, 1, 2)),
     ],
 )
 def test_a_mesh_fills_the_devices(shape, sizes):
@@ -90,7 +95,7 @@ def test_a_mesh_of_some_devices():
         ({"data": 16, "fsdp": -1}, "does not fill the 8 devices"),
         ({"data": 0, "fsdp": -1}, "does not fill the 8 devices"),
         ({"data": -8, "fsdp": -1}, "does not fill the 8 devices"),
-        ({"data": -1, "fsdp": -1}, "more than one axis open"),
+        ({"context": -1, "fsdp": -1}, r"leaves fsdp, context open \(-1\)"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_refused(shape, message):
@@ -140,3 +145,34 @@ def test_every_parameter_has_a_layout(init, config, share):
     shards = [s.shard_shape(shape) for s, shape in zip(jax.tree.leaves(shardings), shapes)]
     held = sum(np.prod(shape) for shape in shards) / sum(np.prod(shape) for shape in shapes)
     assert held <= share
+
+
+def test_weights_are_in_few_parts_and_copies_take_the_rest(monkeypatch):
+    monkeypatch.setattr(sharding, "_WEIGHT_PARTS", 4)
+    assert make_mesh({"data": -1, "fsdp": -1, "context": 2}).devices.shape == (2, 2, 2, 1)
+    assert make_mesh({"data": -1, "fsdp": -1, "context": 8}).devices.shape == (1, 1, 8, 1)
+
+
+def test_what_does_not_divide_is_whole_on_every_device():
+    with jax.set_mesh(make_mesh({"fsdp": 2, "context": 4})):
+        assert fitting_spec(("batch", "tokens"), (4, 6)) == PartitionSpec("fsdp", None)
+        assert fitting_spec(("batch", "tokens"), (3, 8)) == PartitionSpec(None, "context")
+        assert ways("tokens") == 4
+    assert ways("tokens") == 1
+
+
+def test_a_weight_is_gathered_in_the_compute_dtype_and_its_gradient_scattered():
+    """What travels to the layer is bfloat16, and the gradient lies where the weight does."""
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    place = jax.NamedSharding(mesh, spec(("embed", "mlp")))
+    weight = jax.device_put(jnp.arange(8 * 4, dtype=jnp.float32).reshape(8, 4), place)
+
+    def use(weight):
+        whole = gather(weight, ("embed", "mlp"), jnp.bfloat16)
+        return jnp.sum(whole.astype(jnp.float32) ** 2), whole
+
+    with jax.set_mesh(mesh):
+        (_, whole), grad = jax.jit(jax.value_and_grad(use, has_aux=True))(weight)
+    assert whole.dtype == jnp.bfloat16 and whole.sharding.spec == PartitionSpec(None, "tensor")
+    assert grad.sharding.is_equivalent_to(place, 2)
+    np.testing.assert_array_equal(grad, 2 * np.asarray(weight))
