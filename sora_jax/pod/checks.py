@@ -33,6 +33,15 @@ def check_division(sizes: Sizes, mesh: Mapping[str, int], clips: int) -> None:
         )
     if sizes.dit is None:
         return
+    places = math.prod(sizes.dit.grid(sizes.latents[:3])[1:])
+    ways = math.prod(mesh[axis] for axis in RULES["tokens"])
+    filled = -(-places // ways) * ways
+    if filled > 1.25 * places:
+        best = max(n for n in range(1, ways) if -(-places // n) * n <= 1.25 * places)
+        raise ValueError(
+            f"{places} places of a frame of bucket {sizes.bucket} would be filled up to {filled} "
+            f"for context = {ways}, much of it work for nothing; set --config.mesh.context={best}"
+        )
     heads = RULES["activation_heads"]
     _check(sizes.dit.heads, "heads", "of the transformer", mesh, heads)
 

@@ -49,6 +49,7 @@ def test_a_slice_that_does_not_exist(name, remedy):
     [
         (mesh_of(data=2, fsdp=4), 12, r"12 clips .* = 8; the nearest is --batch=16"),
         (mesh_of(data=2), 0, r"0 clips .*--batch=2"),
+        (mesh_of(context=16), 4, r"24 places .* filled up to 32 .*--config.mesh.context=15"),
         (mesh_of(tensor=3), 4, r"4 heads .* = 3; .*--config.mesh.tensor=2"),
     ],
 )
