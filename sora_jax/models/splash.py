@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from sora_jax.sharding import platform
 
 _LANES = 128
-# Queries and keys at a time. The chips do 166 (v5p) to 574 (v6e) operations in the time of reading a
-# byte, and a block of b queries is used b times for each byte of the keys; with 2,048 the scores no
-# longer fit into 16 MiB.
+# Queries and keys at a time. Chips do 166 (v5p) to 574 (v6e) operations while they read a byte, and
+# a block of b queries uses each byte of the keys b times; with 2,048 the scores no longer fit into
+# 16 MiB.
 _SMALLEST, _LARGEST = 640, 1024
 _SCORES_AT_ONCE = 512  # keys at a time within a block of them
 _LIBRARY = "tokamax._src.ops.experimental.tpu.splash_attention"
