@@ -16,12 +16,16 @@ some of which dissolve into another scene, and twice the size:
         --output=data/shapes_prompting
     python train.py --config=configs/shapes_dit.py:prompting --workdir=runs/shapes_prompting_1 \
         --config.data.latents=data/shapes_prompting --config.init=runs/shapes_dit/model
-    python train.py --config=configs/shapes_dit.py:prompting --workdir=runs/shapes_prompting \
+    python train.py --config=configs/shapes_dit.py:prompting --workdir=runs/shapes_prompting_2 \
         --config.data.latents=data/shapes_prompting --config.init=runs/shapes_prompting_1/model \
         --config.seed=1 --config.loop.steps=4200 --config.patterns.none=0.65 \
         --config.optimizer.decay_share=0.6
+    python train.py --config=configs/shapes_dit.py:prompting --workdir=runs/shapes_prompting \
+        --config.data.latents=data/shapes_prompting --config.init=runs/shapes_prompting_2/model \
+        --config.seed=2 --config.loop.steps=10000 --config.patterns.none=0.8 \
+        --config.optimizer.decay_share=0.7
     python -m sora_jax.weights export --checkpoint=runs/shapes_prompting \
-        --average_with=runs/shapes_dit --share=0.6 --output=sora_jax/pretrained
+        --output=sora_jax/pretrained
 
 docs/shapes.md has times and scores. A run that began with long clips, in batches this small and at
 the rates of the short ones, lost its text: the GELU between the text encoder and the transformer
