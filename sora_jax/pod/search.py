@@ -22,7 +22,7 @@ from sora_jax.pod.estimate import LINKS
 from sora_jax.pod.programs import Work, make_task
 from sora_jax.pod.report import make_report
 from sora_jax.pod.sizes import Sizes, default_batch, read_sizes
-from sora_jax.sharding import MESH_AXES
+from sora_jax.sharding import MESH_AXES, RULES
 
 WANTED = 4  # plans that fit, after which no more are compiled
 TRIES = 8  # plans compiled at most
@@ -238,15 +238,15 @@ def _guess(
     """
     flops = work.flops * (3.0 + again) / 3.0
     products = flops / (topology.chips * topology.chip.peak * 1e12 * PRODUCTS)
-    whole = parameters * mesh["fsdp"]
+    parts = math.prod(mesh[axis] for axis in RULES["embed"])
     # Gathered forward, backward, and their gradients scattered; gradients summed over replicas.
-    links = 3.0 * whole * (mesh["fsdp"] > 1)
-    links += 2.0 * parameters * (mesh["data"] * mesh["context"] > 1)
+    links = 3.0 * parameters * parts * (parts > 1)
+    links += 2.0 * parameters * (mesh["data"] > 1)
     if sizes.dit is not None:
         rows = clips / batch_ways(mesh) * sizes.tokens * sizes.dit.width * 2.0  # bytes, all tokens
         layers = sizes.dit.layers
-        # Keys and values forward and backward, and their gradients.
-        links += layers * 6.0 * rows / mesh["tensor"] * (mesh["context"] > 1)
+        # Twelve exchanges of heads for tokens, half of the bytes either way round.
+        links += layers * 6.0 * rows / mesh["tensor"] / mesh["context"] * (mesh["context"] > 1)
         # A sum after attention and after the MLP, forward and backward.
         links += layers * 4.0 * 2.0 * rows / mesh["context"] * (mesh["tensor"] > 1)
     return products + links / LINKS
