@@ -34,7 +34,7 @@ TOKENS = ("batch", None, "tokens", None)
 _INPUT = "input"  # float32, the residual stream
 _ATTENTION, _TEXT_ATTENTION = "attention", "text_attention"  # with their log-sum-exps
 _RESULTS = "results"  # of the three parts
-_PROJECTIONS = "projections"  # to queries, keys and values, before norm and rotation
+_QUERIES = "queries"  # and keys of self-attention, normed and turned
 
 _policies = jax.checkpoint_policies
 # What the backward pass of a block finds in memory; the rest it computes again.
@@ -47,11 +47,11 @@ REMAT = {
         _policies.save_only_these_names(_ATTENTION, _TEXT_ATTENTION),
     ),
     # Self-attention, which in long clips is most of the work, and what costs most for its size.
-    "results": _policies.save_only_these_names(_ATTENTION, _RESULTS, _PROJECTIONS),
+    "results": _policies.save_only_these_names(_ATTENTION, _RESULTS, _QUERIES),
     # The same, all but the attention in the memory of the host.
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[_ATTENTION],
-        names_which_can_be_offloaded=[_INPUT, _RESULTS, _PROJECTIONS],
+        names_which_can_be_offloaded=[_INPUT, _RESULTS, _QUERIES],
         offload_src="device",
         offload_dst="pinned_host",
     ),
@@ -129,7 +129,6 @@ def _heads(module: nn.Module, name: str, x: jax.Array, *, normed: bool) -> jax.A
     """A projection of x [..., D] to heads [..., K, d], RMS-normed over the full width or not."""
     cfg: DiTConfig = module.config
     y = Dense(cfg.width, ("embed", "heads"), name=name, dtype=module.dtype)(x)
-    y = checkpoint_name(y, _PROJECTIONS)
     if normed:
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("heads",))
         y = rms_norm(y, module.param(f"{name}_norm", ones, (cfg.width,))).astype(module.dtype)
@@ -144,7 +143,8 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array | None) -> jax.Array:
-        q, k = (rotate(_heads(self, n, x, normed=True), angles) for n in ("query", "key"))
+        turned = (rotate(_heads(self, n, x, normed=True), angles) for n in ("query", "key"))
+        q, k = (checkpoint_name(y, _QUERIES) for y in turned)
         y = attend(q, k, _heads(self, "value", x, normed=False), mask=mask, name=_ATTENTION)
         y = y.reshape(x.shape)
         y = Dense(self.config.width, ("heads", "embed"), name="out", dtype=self.dtype)(y)
@@ -159,7 +159,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        q = _heads(self, "query", x, normed=True)
+        q = checkpoint_name(_heads(self, "query", x, normed=True), _QUERIES)
         y = attend(q, keys, values, name=_TEXT_ATTENTION).reshape(x.shape)
         out = ("heads", "embed")
         y = Dense(self.config.width, out, name="out", dtype=self.dtype, zeros=True)(y)
