@@ -12,7 +12,8 @@ Plans without a pod, with the figures of docs/pods.md:
 |---|---|---|
 | 1.3b | Wan 2.1's of 1.3 B parameters | 81 frames at 480p, images |
 | 5b | Wan 2.2's of 5 B, on latents of 16 x 16 pixels | 121 frames at 720p, images |
-| 14b | Wan 2.1's of 14 B | 81 frames at 480p, 720p and 1080p, images |
+| 14b | Wan 2.1's of 14 B | 81 frames at 480p and 720p, images |
+| 14b_1080p | the same, from the model of the line above | 81 frames at 1080p, images |
 | minute | that of 5 B | one minute of 1080p, 30 frames a second, in one sequence |
 | images | that of 1.3 B | images of up to 2048 x 2048 |
 
@@ -30,7 +31,10 @@ SIZES = {
     "5b": {"width": 3072, "layers": 30, "heads": 24, "mlp_width": 14336},
     "14b": {"width": 5120, "layers": 40, "heads": 40, "mlp_width": 13824},
 }
-TRANSFORMER = {"1.3b": "1.3b", "5b": "5b", "14b": "14b", "minute": "5b", "images": "1.3b"}
+TRANSFORMER = {
+    **{"1.3b": "1.3b", "5b": "5b", "14b": "14b", "14b_1080p": "14b"},
+    **{"minute": "5b", "images": "1.3b"},
+}
 ASPECT_RATIOS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 PIXELS = {
     **{"480p": 832 * 480, "704p": 1280 * 704, "720p": 1280 * 720},
@@ -45,7 +49,8 @@ def make_shapes(name):
     frames, areas, multiple = {
         "1.3b": ((1, 81), ("480p",), 16),
         "5b": ((1, 121), ("704p",), 32),
-        "14b": ((1, 81), ("480p", "720p", "1080p"), 16),
+        "14b": ((1, 81), ("480p", "720p"), 16),
+        "14b_1080p": ((1, 81), ("1080p",), 16),
         "images": ((1,), ("720p", "1080p", "2048"), 16),
     }[name]
     buckets = [
@@ -66,6 +71,8 @@ def get_config(model="1.3b"):
     config.dtype = "bfloat16"
     config.remat = "offload" if size == "14b" else "results"
     config.mesh = ConfigDict({"data": -1, "fsdp": -1, "context": 4, "tensor": 1})
+    if model == "14b_1080p":
+        config.mesh.context = 8
     if model == "minute":
         config.mesh.update({"data": 1, "fsdp": 1, "context": -1})
 

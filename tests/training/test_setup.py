@@ -10,11 +10,13 @@ import tiny_dit
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from configs import clips_dit, clips_vae, shapes_dit, shapes_vae
+from configs import clips_dit, clips_vae, shapes_dit, shapes_vae, wan
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.models.dit import REMAT
 from sora_jax.models.vae import init_vae
+from sora_jax.pod.sizes import read_sizes
 from sora_jax.sharding import MESH_AXES, make_mesh
 from sora_jax.training import captions, clips, setup
 from sora_jax.training.adversarial_task import AdversarialTask
@@ -228,6 +230,19 @@ def test_a_work_folder_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--workdir=.*cannot be made.*choose another"):
         setup.workdir_path(str(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize("model", wan.TRANSFORMER)
+def test_configs_for_pods_have_the_keys_that_training_takes(model):
+    config, reference = wan.get_config(model), shapes_dit.get_config()
+    assert set(config) == set(reference)
+    assert {key: set(config[key]) for key in ("data", "dit", "optimizer", "loop")} == {
+        key: set(reference[key]) for key in ("data", "dit", "optimizer", "loop")
+    }
+    make_optimizer(steps=config.loop.steps, **config.optimizer)
+    assert config.remat in REMAT and make_mesh(dict(config.mesh)).size == jax.device_count()
+    sizes = read_sizes(config, None)  # of the largest bucket
+    assert sizes.latents[1] % 2 == 0 and sizes.words == 512
 
 
 @pytest.mark.parametrize("module", [shapes_vae, shapes_dit, clips_vae, clips_dit])
