@@ -23,7 +23,6 @@ from sora_jax.training import clips, hosts, multihost, resume, setup
 from sora_jax.training.loop import DivergedError, train
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.placement import split_of
-from sora_jax.training.remote import is_remote
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the model.")
@@ -37,17 +36,25 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def write_samples(config, folder):
     """A video for each of the config's prompts, beside the model that made it."""
-    model = sora_jax.load(folder)
-    for i, prompt in enumerate(config.sampling.prompts):
-        clip = model.sample(prompt, seed=i)
-        sora_jax.save(clip if len(clip) > 1 else clip[0], folder / f"sample_{i}.mp4", model.fps)
+    if not config.sampling.prompts:
+        return
+    try:
+        model = sora_jax.load(folder)
+        for i, prompt in enumerate(config.sampling.prompts):
+            clip = model.sample(prompt, seed=i)
+            sora_jax.save(clip if len(clip) > 1 else clip[0], folder / f"sample_{i}.mp4", model.fps)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        logging.getLogger("sora_jax").warning(
+            "the model is written, and one device has no room to sample it: let config.sampling "
+            "have a smaller size and fewer frames, or prompts=()"
+        )
 
 
 def run(config, workdir):
     workdir = setup.workdir_path(workdir)
-    compiled = workdir / "compiled"
-    compiled = str(compiled) if is_remote(compiled) else os.path.abspath(compiled)
-    jax.config.update("jax_compilation_cache_dir", compiled)
+    setup.keep_programs(workdir)
     make_task = clips.option(config, "task", setup.TASKS)
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))

@@ -154,4 +154,5 @@ def get_config(stage="clips"):
     config.loop.evaluate_every = 1000
     config.loop.checkpoint_every = 1000
     config.loop.save_every = 4000
+    config.loop.accumulate = 1  # parts of a batch, one after the other
     return config

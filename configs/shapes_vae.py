@@ -70,4 +70,5 @@ def get_config(stage="short"):
     config.loop.evaluate_every = 250
     config.loop.checkpoint_every = 250
     config.loop.save_every = 500
+    config.loop.accumulate = 1  # parts of a batch, one after the other
     return config

@@ -106,10 +106,7 @@ def get_config(model="1.3b"):
     frames, width, height = max((f, w, h) for f, h, w in config.data.buckets)
     config.sampling.size = (width, height)
     config.sampling.frames = frames
-    config.sampling.prompts = (
-        "A stylish woman walks down a street of a large city at night, past glowing signs.",
-        "Several mammoths walk through a snowy meadow, their fur blowing in the wind.",
-    )
+    config.sampling.prompts = ()  # samples are made on one device, which has no room
 
     config.loop.steps = 100_000
     config.loop.ema_decay = 0.9999

@@ -191,7 +191,9 @@ class TextReader(nn.Module):
         text = Dense(cfg.width, (None, "embed"), name="text_in", dtype=dtype)(text.astype(dtype))
         text = nn.gelu(text, approximate=True)
         text = Dense(cfg.width, ("embed", None), name="text_out", dtype=dtype)(text)
-        blocks = _scan(KeysAndValues, cfg.layers, nn.broadcast)
+        # Its weights are gathered again in the backward pass: all blocks' would be kept whole.
+        block = nn.remat(KeysAndValues, prevent_cse=False)
+        blocks = _scan(block, cfg.layers, nn.broadcast)
         return blocks(cfg, dtype, name="blocks")(None, text)[1]
 
 
@@ -289,7 +291,7 @@ class DiT(nn.Module):
         time = sinusoids(t[:, :: cfg.patch[0]], cfg.time_features)
         time = Dense(cfg.width, (None, "embed"), name="time_in", dtype=jnp.float32)(time)
         time = Dense(cfg.width, ("embed", None), name="time_out", dtype=jnp.float32)(nn.silu(time))
-        levels = Dense(
+        levels = nn.remat(Dense)(
             6 * cfg.width, ("embed", None), name="time_levels", dtype=jnp.float32, zeros=True
         )(nn.silu(time))
         levels = levels.reshape(*levels.shape[:2], 6, cfg.width)

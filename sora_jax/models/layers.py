@@ -44,7 +44,8 @@ class Dense(nn.Module):
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     """LayerNorm without affine parameters over the last axis, in float32 and returned so."""
     x = x.astype(jnp.float32)
-    # Both means in one pass; where one is much larger than the deviation, digits would be lost.
+    # Both means in one pass, about a value of the row, so that a large mean costs no digits.
+    x = x - jax.lax.stop_gradient(x[..., :1])
     mean, square = jnp.mean(x, axis=-1, keepdims=True), jnp.mean(x * x, axis=-1, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + eps)
 

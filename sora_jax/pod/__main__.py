@@ -63,7 +63,7 @@ def run():
     if WARM.value:
         if WORKDIR.value is None:
             raise ValueError("--warm needs --workdir=FOLDER, that of the run to come")
-        return warm(config, pathlib.Path(WORKDIR.value))
+        return warm(config, WORKDIR.value)
     if TOPOLOGY.value is None:
         raise ValueError("--topology is missing: give a slice, such as --topology=v5p:4x4x8")
     if WORK.value == "sample" and config.task != "dit":

@@ -71,16 +71,9 @@ def plan_mesh(config: ConfigDict, topology: Slice) -> Mesh:
     """The mesh of a config on a slice's devices, which can be compiled for but not run on.
 
     Raises:
-      ValueError: its sizes do not fill the slice or do not lie on its torus, or the compiler is
-        not installed.
+      ValueError: its sizes do not fill the slice, or the compiler is not installed.
     """
-    try:
-        return make_mesh(dict(config.mesh), devices(topology))
-    except NotImplementedError as error:
-        raise ValueError(
-            f"mesh {dict(config.mesh)} does not lie on the torus of {topology}: make each axis the "
-            "product of some of the slice's sides"
-        ) from error
+    return make_mesh(dict(config.mesh), devices(topology))
 
 
 def trace(plan: Plan, mesh: Mesh) -> Work:

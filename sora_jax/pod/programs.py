@@ -78,7 +78,7 @@ def train_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work
     frozen = _everywhere(task.frozen, mesh)
     batch = _batch(sizes, mesh, clips)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    settings = {"ema_decay": config.loop.ema_decay, "accumulate": config.loop.get("accumulate", 1)}
+    settings = {"ema_decay": config.loop.ema_decay, "accumulate": config.loop.accumulate}
     step = jit_train_step(task, tx, mesh, shardings, **settings)
     kinds = {
         "parameters": state.params,

@@ -5,8 +5,6 @@ the letter, so all is made as a run makes it, and nothing is trained.
 """
 
 import logging
-import os
-import pathlib
 import time
 from typing import Any
 
@@ -26,7 +24,7 @@ from sora_jax.training.state import jit_evaluate, jit_train_step, make_state
 logger = logging.getLogger("sora_jax")
 
 
-def warm(config: ConfigDict, workdir: pathlib.Path) -> None:
+def warm(config: ConfigDict, workdir: str) -> None:
     """Fills WORKDIR/compiled with the first state, the train step and the scores of every bucket.
 
     Args:
@@ -36,8 +34,8 @@ def warm(config: ConfigDict, workdir: pathlib.Path) -> None:
     Raises:
       ValueError, OSError: as a run would.
     """
-    workdir = setup.workdir_path(str(workdir))
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(workdir / "compiled"))
+    workdir = setup.workdir_path(workdir)
+    setup.keep_programs(workdir)
     mesh = make_mesh(dict(config.mesh))
     split = resume.keep_multiple(workdir, split_of(mesh))
     task, data = option(config, "task", setup.TASKS)(config, workdir, split)

@@ -89,7 +89,7 @@ class Checkpoints:
                 "it stay; check the disk of %s",
                 *(step, fault, self.folder),
             )
-        if not all_true([fault is None])[0]:
+        if not all_true(fault is None):
             self._damaged.add(step)
             return
         sound = [s for s in sorted(self._manager.all_steps()) if s not in self._damaged]
@@ -97,7 +97,10 @@ class Checkpoints:
             self._manager.delete(old)
 
     def _fault(self, step: int) -> str | None:
-        """What is wrong with this host's part of a checkpoint, or None."""
+        """What is wrong with this host's part of a checkpoint, or None; read twice before a yes."""
+        return self._read(step) and self._read(step)
+
+    def _read(self, step: int) -> str | None:
         folder = self.folder / str(step)
         try:
             read = ocp.JsonCheckpointHandler().restore
@@ -127,6 +130,8 @@ class Checkpoints:
                     return f"{found[i]} has shape {x.shape} instead of {leaves[i].shape}"
                 if sums is not None and host_checksum(x) != sums[found[i]]:
                     return f"{found[i]} has other values than were written"
+        except (MemoryError, PermissionError):  # nothing that the checkpoint could help
+            raise
         except Exception as error:  # whatever a reader makes of damaged bytes
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         return None
@@ -147,7 +152,7 @@ class Checkpoints:
         faults: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             fault = self._fault(step)
-            if all_true([fault is None])[0]:
+            if all_true(fault is None):
                 break
             faults[step] = fault or "damaged, says another host"
         else:

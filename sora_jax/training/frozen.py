@@ -59,7 +59,12 @@ def _on_all_devices(encode: Callable[[Any, jax.Array], jax.Array], frozen: Any) 
     mesh = make_mesh()
     frozen = jax.device_put(frozen, NamedSharding(mesh, PartitionSpec()))
     encode = jax.jit(encode)
-    return lambda batch: encode(frozen, jax.device_put(batch, batch_sharding(mesh, batch.ndim)))
+
+    def run(batch: jax.Array) -> jax.Array:
+        with jax.set_mesh(mesh):  # attention needs to know how its arrays are split
+            return encode(frozen, jax.device_put(batch, batch_sharding(mesh, batch.ndim)))
+
+    return run
 
 
 class CaptionEncoder:

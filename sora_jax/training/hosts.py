@@ -6,7 +6,7 @@ A run of a single process does none of it.
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,12 +28,11 @@ def wait_for_all(name: str) -> None:
     ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=_PATIENCE_MS)
 
 
-def all_true(mine: Sequence[bool]) -> list[bool]:
-    """For each question whether every host says yes; all hosts must ask, and wait for it."""
+def all_true(mine: bool) -> bool:
+    """Whether every host says yes; all hosts must ask, and wait for it."""
     if jax.process_count() == 1:
-        return list(mine)
-    answers = multihost_utils.process_allgather(np.asarray(mine, np.int32))
-    return [bool(x) for x in np.all(answers, axis=0)]
+        return mine
+    return bool(np.all(multihost_utils.process_allgather(np.int32(mine))))
 
 
 def check_shared(folder: Folder) -> None:

@@ -19,7 +19,14 @@ from sora_jax.training.hosts import StopSignal, wait_for_all
 from sora_jax.training.metrics import Reporter, measure_peak
 from sora_jax.training.placement import gather, place_batch, replicate
 from sora_jax.training.remote import Folder, local_folder
-from sora_jax.training.state import Task, TrainState, jit_evaluate, jit_train_step, make_state
+from sora_jax.training.state import (
+    Task,
+    TrainState,
+    abstract_state,
+    jit_evaluate,
+    jit_train_step,
+    make_state,
+)
 
 logger = logging.getLogger("sora_jax")
 
@@ -60,10 +67,9 @@ class LoopConfig:
                     f"config.loop.{name}={getattr(self, name)} must be at least 1; for never, give "
                     "more than config.loop.steps"
                 )
-        if self.accumulate < 1:
-            raise ValueError(
-                f"config.loop.accumulate={self.accumulate} must be at least 1: parts of a batch"
-            )
+        for name in ("keep", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"config.loop.{name}={getattr(self, name)} must be at least 1")
 
 
 class DivergedError(RuntimeError):
@@ -125,10 +131,13 @@ def train(
     first = jax.process_index() == 0
     peak = measure_peak() * jax.device_count()
     with jax.set_mesh(mesh):
-        state, shardings = make_state(task.init, tx, init_key, mesh)
         frozen = replicate(task.frozen, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
-        if checkpoints.latest() is not None:
+        if checkpoints.latest() is None:
+            state, shardings = make_state(task.init, tx, init_key, mesh)
+        else:  # without a fresh state beside it, for which there may be no room
+            state = abstract_state(task.init, tx, mesh)
+            shardings = jax.tree.map(lambda x: x.sharding, state)
             state = checkpoints.restore(state, shardings, loader.iterator)
             logger.info("resumed from step %d", int(state.step))
         start = int(state.step)

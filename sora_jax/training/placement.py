@@ -85,7 +85,7 @@ def gather(tree: Any, keep: bool) -> Any:
 
     def one(x: jax.Array) -> np.ndarray | None:
         if not x.is_fully_addressable:
-            x = _whole(x.sharding.mesh)(x)
+            x = jax.block_until_ready(_whole(x.sharding.mesh)(x))
         return np.asarray(x) if keep else None
 
     return jax.tree.map(one, tree)

@@ -37,8 +37,13 @@ def remote_folder(url: str) -> epath.Path:
 
 
 def upload(local: pathlib.Path, folder: Folder) -> None:
-    """Copies the files of a local folder; `model.json`, which says that all is there, is last."""
+    """Copies the files of a local folder; `model.json`, which says that all is there, is last.
+
+    One that is there already goes first: it would vouch for files of two models.
+    """
     files = [file for file in local.rglob("*") if file.is_file()]
+    if any(file.name == "model.json" for file in files):
+        (folder / "model.json").unlink(missing_ok=True)
     for file in sorted(files, key=lambda file: file.name == "model.json"):
         target = folder / file.relative_to(local).as_posix()
         target.parent.mkdir(parents=True, exist_ok=True)

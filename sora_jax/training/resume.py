@@ -33,12 +33,12 @@ def has_checkpoint(workdir: Folder) -> bool:
 def keep_tokenizer(workdir: Folder, make: Callable[[], Tokenizer]) -> Tokenizer:
     """The tokenizer that the run began with; what `make` returns where it only begins."""
     file = workdir / TOKENIZER
-    if not (has_checkpoint(workdir) and file.is_file()):
-        if jax.process_index() == 0:
-            with tempfile.TemporaryDirectory() as scratch:
-                make().save(f"{scratch}/{TOKENIZER}")
-                upload(pathlib.Path(scratch), workdir)
-        wait_for_all("the tokenizer is written")
+    begins = not (has_checkpoint(workdir) and file.is_file())
+    if begins and jax.process_index() == 0:
+        with tempfile.TemporaryDirectory() as scratch:
+            make().save(f"{scratch}/{TOKENIZER}")
+            upload(pathlib.Path(scratch), workdir)
+    wait_for_all("the tokenizer is written")
     with local_file(file) as local:
         return Tokenizer.from_file(local)
 

@@ -1,8 +1,10 @@
 """From a run's config to its task and clips. What is wrong stops the run before step 0."""
 
 import dataclasses
+import os
 import pathlib
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -125,6 +127,13 @@ TASKS = {"vae": lambda config, workdir, split: make_vae_task(config, split), "di
 def make_loop_config(config: ConfigDict) -> LoopConfig:
     """The loop's own settings, with the run's seed."""
     return from_settings(LoopConfig, {"seed": config.seed, **config.loop})
+
+
+def keep_programs(workdir: Folder) -> None:
+    """Lets jax keep compiled programs in a work folder, and take them from there."""
+    folder = workdir / "compiled"
+    folder = str(folder) if is_remote(folder) else os.path.abspath(folder)
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def workdir_path(path: str) -> Folder:

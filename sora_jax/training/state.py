@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sora_jax.sharding import compiler_options, constrain, tree_shardings
+from sora_jax.sharding import compiler_options, constrain, tree_shardings, ways
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -100,10 +100,12 @@ def _in_parts(batch: Batch, parts: int) -> Batch:
     """Arrays [B, ...] as [parts, B / parts, ...], each part with clips of every device."""
 
     def one(name: str, x: jax.Array) -> jax.Array:
-        if x.shape[0] % parts:
+        if x.shape[0] % (parts * ways("batch")):
             raise ValueError(
-                f"config.loop.accumulate={parts} does not divide the {x.shape[0]} clips of a batch "
-                f"({name} {x.shape}); choose a divisor, or change config.data.token_budget"
+                f"config.loop.accumulate={parts}: the {x.shape[0]} clips of a batch ({name} "
+                f"{x.shape}) do not make that many parts with as many clips for each of the "
+                f"{ways('batch')} that share it; choose another number, or raise "
+                "config.data.token_budget"
             )
         x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         return constrain(x, (None, "batch", *(None,) * (x.ndim - 2)))

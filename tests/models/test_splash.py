@@ -42,5 +42,24 @@ def test_blocks_leave_little_over_and_are_lanes(n):
     assert splash._padded(splash._padded(n)) == splash._padded(n)
 
 
-def test_kernels_are_for_tpus_and_heads_of_whole_lanes():
+def test_kernels_are_for_tpus_and_heads_of_whole_lanes(monkeypatch):
     assert not splash.is_for(jnp.zeros((1, 8, 2, 128)))  # this is a CPU
+    monkeypatch.setattr(splash, "platform", lambda: "tpu")
+    assert splash.is_for(jnp.zeros((1, 8, 2, 128))) and splash.is_for(jnp.zeros((1, 8, 1, 384)))
+    assert not splash.is_for(jnp.zeros((1, 8, 2, 96)))
+
+
+def test_the_backward_pass_takes_a_share_of_the_keys():
+    """With the log-sum-exp and the output of all keys, shares of the gradients add up."""
+    q, k, v, mask, grad = make(256, 256, 1, True)
+    out, lse = jax.jit(blockwise.forward)(q, k, v, mask)
+    wanted = jax.jit(blockwise.backward)(q, k, v, mask, out, lse, grad)
+    backward = jax.jit(splash.backward)
+    first, second = (
+        backward(q, k[:, part], v[:, part], mask[:, part], out, lse, grad)
+        for part in (np.s_[:128], np.s_[128:])
+    )
+    np.testing.assert_allclose(first[0] + second[0], wanted[0], atol=1e-5 * np.abs(wanted[0]).max())
+    for i in (1, 2):
+        found = np.concatenate([first[i], second[i]], axis=1)
+        np.testing.assert_allclose(found, wanted[i], atol=1e-5 * np.abs(wanted[i]).max())
