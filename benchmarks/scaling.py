@@ -43,7 +43,7 @@ def draw(plot: str, reports: list[dict]) -> None:
     for place, one in enumerate(reports):
         axes.annotate(f"{one['mfu']:.0%} MFU", (place, below[place]), ha="center", va="bottom")
     axes.set(xlabel="chips", ylabel="seconds a step", ylim=(0, 1.15 * max(below)))
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside right upper")
     figure.savefig(plot, dpi=110)
 
 
