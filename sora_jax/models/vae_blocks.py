@@ -61,7 +61,8 @@ class FrameAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         b, t, h, w, c = x.shape
         qkv = Conv(3 * c, dtype=self.dtype, name="qkv")(Norm(name="norm")(x))
-        q, k, v = (p.reshape(b * t, h * w, 1, c) for p in jnp.split(qkv, 3, axis=-1))
+        # As places of one frame, which stay with the devices of their rows.
+        q, k, v = (p.reshape(b * t, 1, h * w, 1, c) for p in jnp.split(qkv, 3, axis=-1))
         y = attend(q, k, v).reshape(b, t, h, w, c)
         return x + Conv(c, dtype=self.dtype, name="out")(y)
 

@@ -57,8 +57,8 @@ class VAEConfig:
             )
         if self.shortcuts and not self._can_regroup():
             raise ValueError(
-                f"multipliers {self.multipliers} do not suit shortcuts, which regroup the channels "
-                "of neighbouring levels evenly; double them or keep them, such as (1, 2, 4, 4)"
+                f"multipliers {self.multipliers} do not suit shortcuts, which regroup channels "
+                "evenly; double them or keep them, the last one kept, such as (1, 2, 4, 4)"
             )
 
     def _can_regroup(self) -> bool:
