@@ -238,9 +238,11 @@ class Model:
     def to_frames(self, latents: jax.Array) -> np.ndarray:
         """All frames of normalised latents at once, uint8 [B, F, H, W, 3]."""
         if latents[0].size <= WHOLE_DECODE:
-            return next(self.decode(latents))
-        z = denormalise(latents, self.latent_mean, self.latent_std)
-        return np.asarray(generation.decode_all(self.vae_config, self.params["vae"], z))
+            frames = next(self.decode(latents))
+        else:
+            z = denormalise(latents, self.latent_mean, self.latent_std)
+            frames = generation.decode_all(self.vae_config, self.params["vae"], z)
+        return np.array(frames)  # a copy, which may be written to
 
     def decode(self, latents: jax.Array) -> Iterator[np.ndarray]:
         """Frames of normalised latents, uint8 [B, f, H, W, 3] chunk by chunk in order."""

@@ -3,11 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_model import draw_params
 
+from sora_jax.evaluation.examples import render_examples
 from sora_jax.models import vae_clips
 from sora_jax.models.pixels import to_uint8
 from sora_jax.models.vae import VAE, VAEConfig, denormalise, encode_frames, init_vae
@@ -86,3 +86,24 @@ def test_tiles_piece_by_piece_are_those_of_the_whole_clip(monkeypatch):
     second, _ = run(PARAMS, z[:, 2:], carry)
     pieces = np.concatenate([first, second], axis=1).astype(int)
     assert np.abs(pieces - np.asarray(compiled(decode_clip)(PARAMS, z))).max() <= 1
+
+
+def test_tiles_of_the_shipped_vae_are_close_to_the_whole(monkeypatch):
+    """Two tiles of 64 x 64 that overlap by half, of a rendered clip of 64 x 96."""
+    vae = load_vae(PRETRAINED)
+    clip = render_examples(2, 9)[1].frames[None]
+    statistics = vae.mean, vae.std
+
+    def encode():
+        return compiled(encode_clip, vae.config)(vae.params, clip, *statistics)
+
+    def decode():
+        z = denormalise(latents, *statistics)
+        return np.float64(compiled(decode_clip, vae.config)(vae.params, z))
+
+    latents = encode()
+    frames = decode()
+    for name, value in (("WHOLE_CLIP", 1), ("WHOLE_FRAME", 1), ("TILE", 64), ("OVERLAP", 32)):
+        monkeypatch.setattr(vae_clips, name, value)
+    assert 0 < np.mean((decode() - frames) ** 2) < 255**2 * 10**-5  # 50 dB
+    assert 0 < np.sqrt(np.mean((encode() - latents) ** 2)) < 0.05
