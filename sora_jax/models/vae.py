@@ -161,7 +161,8 @@ def encode_frames(
 ) -> jax.Array:
     """What the transformer sees of frames uint8 [B, F, H, W, 3]: posterior means, normalised.
 
-    Training, precomputing and prompting all encode here, so that their latents are the same.
+    Training and precomputing encode here, and prompting does unless a clip is too large to be taken
+    whole (`vae_clips.encode_clip`), so that their latents are the same.
     """
     latents, _, _ = VAE(config, dtype).apply({"params": params}, to_float(frames), method="encode")
     return normalise(latents, mean, std)

@@ -27,7 +27,7 @@ def encode_clip(
     std: jax.Array,
     dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
-    """As `encode_frames`; chunk by chunk from WHOLE_CLIP on, in tiles beyond WHOLE_FRAME."""
+    """As `encode_frames`; chunk by chunk beyond WHOLE_CLIP, in tiles beyond WHOLE_FRAME."""
     _, length, height, width, _ = frames.shape
     if length * height * width <= WHOLE_CLIP:
         return encode_frames(config, params, frames, mean, std, dtype)
