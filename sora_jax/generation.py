@@ -13,22 +13,16 @@ from sora_jax.diffusion.guidance import Scales, Told, guide, is_inside, restore_
 from sora_jax.diffusion.ring import over_windows
 from sora_jax.diffusion.solvers import Step, limit_range, solve
 from sora_jax.models.dit import DiT, DiTConfig, Text, TextReader
-from sora_jax.models.pixels import to_uint8
 from sora_jax.models.text import TextConfig, TextEncoder
-from sora_jax.models.vae import VAE, VAEConfig, encode_frames
+from sora_jax.models.vae_clips import decode_clip, decode_piece, encode_clip
 
 # Bytes of one block's activations up to which all that guidance asks goes through the network as
 # one batch. Beyond it memory counts more, and batches are large enough to be fast one by one.
 _AT_ONCE = 2**28
 
-encode = jax.jit(encode_frames, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def decode(params: Any, z: jax.Array, carry: Any, *, config: VAEConfig) -> tuple[jax.Array, Any]:
-    """Frames uint8 [B, F, H, W, 3] of latents as the VAE has them, and the carry."""
-    frames, carry = VAE(config).apply({"params": params}, z, carry, method="decode")
-    return to_uint8(frames), carry
+encode = jax.jit(encode_clip, static_argnums=0)
+decode = jax.jit(decode_piece, static_argnums=0)
+decode_all = jax.jit(decode_clip, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnames="config")

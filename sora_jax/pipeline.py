@@ -237,7 +237,12 @@ class Model:
 
     def to_frames(self, latents: jax.Array) -> np.ndarray:
         """All frames of normalised latents at once, uint8 [B, F, H, W, 3]."""
-        return np.concatenate(list(self.decode(latents)), axis=1)
+        if latents[0].size <= WHOLE_DECODE:
+            frames = next(self.decode(latents))
+        else:
+            z = denormalise(latents, self.latent_mean, self.latent_std)
+            frames = generation.decode_all(self.vae_config, self.params["vae"], z)
+        return np.array(frames)  # a copy, which may be written to
 
     def decode(self, latents: jax.Array) -> Iterator[np.ndarray]:
         """Frames of normalised latents, uint8 [B, f, H, W, 3] chunk by chunk in order."""
@@ -250,7 +255,7 @@ class Model:
         carry = None
         for latents in pieces:
             z = denormalise(latents, self.latent_mean, self.latent_std)
-            frames, carry = generation.decode(self.params["vae"], z, carry, config=self.vae_config)
+            frames, carry = generation.decode(self.vae_config, self.params["vae"], z, carry)
             yield np.asarray(frames)
 
 

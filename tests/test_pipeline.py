@@ -130,6 +130,7 @@ def test_decoding_in_chunks_equals_the_whole(model, monkeypatch):
     chunks = list(model.decode(latents))
     assert [chunk.shape[1] for chunk in chunks] == [13, 8]
     assert np.abs(np.concatenate(chunks, axis=1).astype(int) - whole).max() <= 1
+    assert np.abs(model.to_frames(latents).astype(int) - whole).max() <= 1
 
 
 def test_new_prompts_seeds_and_images_compile_nothing(model, clip):

@@ -63,7 +63,7 @@ _IMAGE_GAIN = _Layout(lambda x: x[:, 0, 0], lambda x: x[:, None, None])
 
 
 def vae_from_diffusers(tensors: Tensors, config: VAEConfig) -> dict[str, Any]:
-    """Parameters of our VAE from the state dict of an AutoencoderKLWan without residual shortcuts.
+    """Parameters of our VAE from the state dict of an AutoencoderKLWan.
 
     Raises:
       ValueError: a tensor is missing, unknown or of another shape than `config` asks for.
@@ -167,17 +167,19 @@ def _vae_entries(config: VAEConfig) -> list[_Entry]:
         for a, b in (("norm", "norm"), ("qkv", "to_qkv"), ("out", "proj")):
             names[f"{ours}/{a}"] = f"{theirs}.{b}"
     for level in range(levels):
-        # Going down their blocks and resamplings share one numbering; going up each level has its.
+        down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{level}"
+        # Without shortcuts blocks and resamplings going down share one numbering.
         first = level * (config.blocks + 1)
         for i in range(config.blocks):
             theirs = f"encoder.down_blocks.{first + i}"
+            theirs = f"{down}.resnets.{i}" if config.shortcuts else theirs
             names |= _residual(f"encoder/level_{level}_block_{i}", theirs)
         theirs = f"encoder.down_blocks.{first + config.blocks}"
+        theirs = f"{down}.downsampler" if config.shortcuts else theirs
         names |= _resample(f"encoder/level_{level}_down", theirs)
         for i in range(config.blocks + 1):
-            theirs = f"decoder.up_blocks.{level}.resnets.{i}"
-            names |= _residual(f"decoder/level_{level}_block_{i}", theirs)
-        theirs = f"decoder.up_blocks.{level}.upsamplers.0"
+            names |= _residual(f"decoder/level_{level}_block_{i}", f"{up}.resnets.{i}")
+        theirs = f"{up}.upsampler" if config.shortcuts else f"{up}.upsamplers.0"
         names |= _resample(f"decoder/level_{level}_up", theirs)
 
     entries = []

@@ -83,6 +83,35 @@ def vae() -> None:
     save("vae", model, {name: last(x) for name, x in arrays.items()})
 
 
+def vae_with_shortcuts() -> None:
+    """As of Wan 2.2; clips of several sizes and lengths, the outputs numbered as the inputs."""
+    model = AutoencoderKLWan(
+        base_dim=2,
+        decoder_base_dim=3,
+        z_dim=3,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        is_residual=True,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+    )
+    randomise(model)
+    model.decoder.conv_out.weight.data = (model.decoder.conv_out.weight / 8).half().float()
+    random = torch.Generator().manual_seed(1)
+    arrays = {}
+    for i, (frames, height, width) in enumerate([(1, 48, 32), (5, 16, 32), (17, 32, 16)]):
+        video = torch.randint(-8, 9, (1, 3, frames, height, width), generator=random) / 8
+        latents = torch.randn(1, 3, 1 + frames // 4, height // 16, width // 16, generator=random)
+        posterior = model.encode(video).latent_dist
+        frames = model.decode(latents).sample
+        assert frames.abs().max() < 1
+        arrays |= {f"video_{i}": video, f"latents_{i}": latents, f"frames_{i}": frames}
+        arrays |= {f"mean_{i}": posterior.mean, f"logvar_{i}": posterior.logvar}
+    save("vae_with_shortcuts", model, {name: last(x) for name, x in arrays.items()})
+
+
 def dit() -> None:
     model = WanTransformer3DModel(
         num_attention_heads=2,
@@ -129,5 +158,6 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     with torch.no_grad():
         vae()
+        vae_with_shortcuts()
         dit()
         text()
