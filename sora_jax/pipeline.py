@@ -109,7 +109,7 @@ class Model:
           steps: of the solver.
           guidance: how strongly the prompt is followed, 1 is no guidance; or a `Guidance`, which
             also says how strongly given frames are, and where on the path.
-          solver: "euler", "heun" or "deis".
+          solver: "euler", "heun", "deis" or "unipc".
           given: latents that the clip has or starts from, see `sora_jax.prompting`.
 
         Raises:
@@ -151,7 +151,7 @@ class Model:
         known, strengths = lay(shape, given)
         known = jnp.broadcast_to(known, (len(prompts), *shape))
         ceilings = np.tile(shift_levels(strengths, np.float32(shift)), (len(prompts), 1))
-        levels = schedule(settings.steps, shift, strengths.max())
+        levels = schedule(settings.steps, shift, strengths.max(), grid=settings.level_grid)
         noise = self.noise(seed, known.shape)
         x = set_off(noise, levels, known, ceilings)
         # Asking the network without given frames is for nothing where none is kept.
@@ -160,6 +160,8 @@ class Model:
 
     def shift(self, latent_shape: tuple[int, int, int, int]) -> float:
         """The schedule's shift for a clip of latents [T, h, w, C]."""
+        if self.settings.shift_tokens is None:
+            return self.settings.shift
         tokens = int(np.prod(self.dit_config.grid(latent_shape[:3])))
         return token_shift(tokens, base=self.settings.shift, base_tokens=self.settings.shift_tokens)
 
@@ -221,6 +223,7 @@ class Model:
             guidance.has_interval,
             guidance.rescale > 0,
             ring,
+            settings.level_grid,
         )
         # The schedule of a ring is that of its windows.
         scales = as_scales(guidance, self.shift((ring or x.shape[1], *x.shape[2:])))
