@@ -110,8 +110,10 @@ def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
 
 def run(argv: list[str]) -> None:
     values = flags.FLAGS
+    if len(argv) > 2:
+        command.fail(f"{argv[2]!r} belongs to no flag")
     try:
-        if argv[1:] == ["import"]:
+        if argv[1] == "import":
             import_open(values.source, values.output, dtype=values.dtype)
         else:
             export(
@@ -140,8 +142,8 @@ def _define_flags(task: str) -> None:
 
 
 if __name__ == "__main__":
-    tasks = [text for text in sys.argv[1:] if not text.startswith("-")]
-    if tasks not in (["export"], ["import"]):
-        command.fail(f"say what to do, 'export' or 'import', not {tasks}")
-    _define_flags(tasks[0])  # not on import: other commands have flags of the same names
+    task = sys.argv[1] if len(sys.argv) > 1 else ""
+    if task not in ("export", "import"):
+        command.fail(f"say what to do first, 'export' or 'import', not {task!r}")
+    _define_flags(task)  # not on import: other commands have flags of the same names
     command.run(run)

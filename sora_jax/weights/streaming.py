@@ -1,4 +1,4 @@
-"""Our parameters out of files of PyTorch's tensors, one at a time: little more memory than they take.
+"""Our parameters out of files of PyTorch's tensors, one at a time, to save memory.
 
 Everything is checked before anything is read, see `check_part`.
 """
@@ -17,10 +17,10 @@ Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
 def check_part(tensors: Tensors, part: str, config: Any) -> None:
-    """Raises ValueError unless the files hold exactly the tensors of a network, by diffusers' names.
+    """Raises ValueError unless the files hold exactly the tensors of a network.
 
     Args:
-      tensors: by name.
+      tensors: by diffusers' names.
       part: "vae", "dit" or "text".
       config: sizes of the network.
     """
@@ -72,7 +72,7 @@ def stream(
 
 
 def read_part(tensors: Tensors, part: str, config: Any, dtype: np.dtype | None) -> Any:
-    """Parameters of a network as a nested dict of arrays; raises as `check_part` and `stream` do."""
+    """Parameters of a network as a nested dict; raises as `check_part` and `stream` do."""
     check_part(tensors, part, config)
     flat = stream(tensors, part, config, lay_out(tensors, part, config, dtype))
     return traverse_util.unflatten_dict(dict(flat), sep="/")

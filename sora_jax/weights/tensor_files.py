@@ -1,4 +1,4 @@
-"""Safetensors files in a folder, one or several with an index: what is in them, and one tensor of it.
+"""Safetensors files, one or several with an index: what is in them, and one tensor of it.
 
 Only headers are read until a tensor is asked for, and a file is open for no longer than that: what
 a process holds is the tensors it keeps. Files that hold pickles are never opened.

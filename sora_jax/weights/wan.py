@@ -2,15 +2,13 @@
 
 From either come the settings and the networks that a model folder of ours holds, with the same
 names. The transformer may be in Wan's own layout (config.json and tensors beside it); the VAE, the
-text encoder and the tokenizer are always those of diffusers' folders, because Wan's own repositories
-hold them as pickles.
+text encoder and the tokenizer are always those of diffusers' folders, because Wan's own
+repositories hold them as pickles.
 """
 
 import dataclasses
 import pathlib
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
