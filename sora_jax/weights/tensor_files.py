@@ -171,8 +171,8 @@ def are_equal(one: Stored, other: Stored) -> bool:
         return False
     with safe_open(one.file, "numpy") as a, safe_open(other.file, "numpy") as b:
         views = a.get_slice(one.name), b.get_slice(other.name)
-        rows = range(0, one.shape[0], 4096)
-        return all(np.array_equal(*(view[i : i + 4096] for view in views)) for i in rows)
+        rows = [slice(i, min(i + 4096, one.shape[0])) for i in range(0, one.shape[0], 4096)]
+        return all(np.array_equal(*(view[at] for view in views)) for at in rows)
 
 
 def _all_finite(x: np.ndarray) -> bool:

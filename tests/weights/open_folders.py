@@ -43,7 +43,7 @@ def write_sparse(file: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype="
 
 
 def write_published(folder: pathlib.Path, size: str) -> pathlib.Path:
-    """A diffusers folder of a published model in several sparse files, with the golden tokenizer."""
+    """A diffusers folder of a published model in sparse files, with the golden tokenizer."""
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(PIPELINE / name, folder / name)
     shutil.copy(PIPELINE / "model_index.json", folder)
