@@ -1,6 +1,9 @@
 """A fault in an open model is one error that names the file, and nothing is loaded or written."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from tests.weights.open_folders import copy_pipeline, edit_json
 
 SINGLE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{SINGLE}.index.json"
+REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -196,3 +200,13 @@ def test_one_network_of_a_pipeline_is_no_model(folder):
         import_open(str(folder / "scheduler"), str(folder / "out"))
     with pytest.raises(ValueError, match="is the source itself"):
         import_open(str(folder), str(folder))
+
+
+def test_the_command_ends_in_one_line(folder, tmp_path):
+    cut(folder)
+    output = f"--output={tmp_path / 'out'}"
+    command = [sys.executable, "-m", "sora_jax.weights", "import", f"--source={folder}", output]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert last.startswith("error: ") and "truncated or damaged" in last

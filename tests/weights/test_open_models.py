@@ -4,9 +4,10 @@ import json
 import pathlib
 import re
 import shutil
+import sys
 import tracemalloc
+import types
 
-import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -165,12 +166,20 @@ def test_a_repository_is_named_with_its_commit(tmp_path, monkeypatch):
         asked.update(repository=repository, revision=revision, files=allow_patterns)
         return str(PIPELINE)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert fetch(f"Wan-AI/Wan2.1@{'a1' * 20}") == PIPELINE
+    def install(function):
+        hub = types.SimpleNamespace(snapshot_download=function)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+
+    source = f"Wan-AI/Wan2.1@{'a1' * 20}"
+    install(download)
+    assert fetch(source) == PIPELINE
     assert (asked["repository"], asked["revision"]) == ("Wan-AI/Wan2.1", "a1" * 20)
     assert not any(name.endswith((".bin", ".pth", ".py")) for name in asked["files"])
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: 1 / 0)
+    install(lambda *_, **__: 1 / 0)
     with pytest.raises(OSError, match="cannot be downloaded"):
-        fetch(f"Wan-AI/Wan2.1@{'a1' * 20}")
+        fetch(source)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(OSError, match="pip install huggingface_hub, or download"):
+        fetch(source)
     (tmp_path / "Wan-AI" / "Wan2.1").mkdir(parents=True)
     assert fetch("Wan-AI/Wan2.1") == "Wan-AI/Wan2.1"
