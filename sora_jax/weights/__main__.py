@@ -20,7 +20,6 @@ from absl import flags
 
 import sora_jax
 from sora_jax import command
-from sora_jax.diffusion.settings import read_settings
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.importing import write_model
@@ -103,7 +102,6 @@ def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output={output} is the source itself; name another folder")
     model = open_model(folder)
-    read_settings(model.settings, folder)
     check_vocabulary(folder, Tokenizer.from_file(model.tokenizer).vocabulary, model.configs["text"])
     write_model(model, output, kept)
 

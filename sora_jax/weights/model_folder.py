@@ -14,6 +14,8 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sora_jax.weights.tensor_files import allocate
+
 FORMAT = "sora_jax model 1"
 _FLOAT32 = np.dtype(np.float32)
 
@@ -150,7 +152,12 @@ def load_part(
                         f"{file}: {key!r} has shape {found[key]}, the configuration in model.json "
                         f"asks for {tuple(wanted[key].shape)}"
                     )
-            flat = {key: np.asarray(tensors.get_tensor(key), dtype) for key in wanted}
+            flat = {}
+            # The largest first: what is being read is held twice, and the rest is not there yet.
+            for key in sorted(wanted, key=lambda key: -np.prod(found[key], dtype=np.int64)):
+                x = tensors.get_tensor(key)
+                flat[key] = allocate(x.shape, dtype or x.dtype)
+                flat[key][...] = x
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or damaged ({error}); copy it again") from error
     return traverse_util.unflatten_dict(flat, sep="/")

@@ -140,7 +140,10 @@ def read_shift(file: pathlib.Path) -> float:
     _check_class(config, "UniPCMultistepScheduler", file)
     # A flow is not what it takes unless told.
     _check_fixed(config, _FIXED_SCHEDULER, file, needed=("prediction_type", "use_flow_sigmas"))
-    return _numbers({"flow_shift": [config.get("flow_shift", 1.0)]}, "flow_shift", 1, file)[0]
+    shift = config.get("flow_shift", 1.0)
+    if type(shift) not in (int, float) or not 0 < shift < math.inf:
+        raise ValueError(f"{file}: flow_shift is {shift!r}, and must be positive; 5 is Wan's own")
+    return float(shift)
 
 
 def _check_class(config: dict[str, Any], kind: str, file: pathlib.Path) -> None:

@@ -143,7 +143,10 @@ FAULTS = {
     "experts": (config("model_index.json", boundary_ratio=0.875), "two transformers"),
     "t5": (config("text_encoder/config.json", model_type="t5"), "model_type is 't5'"),
     "scheduler": (config("scheduler/scheduler_config.json", solver_order=3), "solver_order is 3"),
-    "shift": (config("scheduler/scheduler_config.json", flow_shift=-1), "shift -1.0 must be"),
+    "shift": (
+        config("scheduler/scheduler_config.json", flow_shift=-1),
+        "flow_shift is -1, and must be positive",
+    ),
     "deep": (config("transformer/config.json", num_layers=10**6), "too few for a depth of 1000000"),
     "huge": (config("transformer/config.json", ffn_dim=10**30), "ffn_dim is 1000"),
     "heads": (config("transformer/config.json", num_attention_heads=2.5), "attention_heads is 2.5"),
