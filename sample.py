@@ -31,7 +31,17 @@ from sora_jax.prompting import check_enlarged
 
 PROMPT = flags.DEFINE_string("prompt", None, "What to show.", required=True)
 OUTPUT = flags.DEFINE_string("output", "video.mp4", "File to write: .mp4, .gif, .webp or .png.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder; the shipped model if left out.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Model folder, an open model's, or OWNER/NAME@COMMIT; the shipped model if left out.",
+)
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16", "float16", "stored"],
+    "Of the parameters in memory; stored: as in the files.",
+)
 SIZE = flags.DEFINE_string("size", None, "WIDTHxHEIGHT in pixels.")
 FRAMES = flags.DEFINE_integer("frames", None, "Number of frames, 1 + 4k.")
 SECONDS = flags.DEFINE_float("seconds", None, "Duration, instead of --frames.")
@@ -212,7 +222,7 @@ def parse_keyframes():
 def run():
     task = check_inputs()
     keyframes = parse_keyframes()
-    model = sora_jax.load(CHECKPOINT.value)
+    model = sora_jax.load(CHECKPOINT.value, dtype=DTYPE.value)
     images = [IMAGE.value] if IMAGE.value is not None else [path for _, path in keyframes]
     files = [*VIDEO.value, *images]
     probed = [video_io.probe(path) for path in files]

@@ -133,7 +133,8 @@ def endless_loop(
     shape = model.latent_shape(settings.size, 1 + (count - 1) * stride)
     fits = count <= model.latent_frames
     window = count if fits else window_length(model, "see a longer loop through")
-    levels = schedule(settings.steps, model.shift((window, *shape[1:])))
+    shift = model.shift((window, *shape[1:]))
+    levels = schedule(settings.steps, shift, grid=settings.level_grid)
     noise = model.noise((seed, RING), (1, *shape))
     latents = model.advance(model.read([prompt]), noise, levels, settings, ring=window)
     rounds = 1 + -(-_WARM // count)

@@ -38,20 +38,22 @@ class Program:
     Attributes:
       dit: sizes of the transformer.
       step: one step of the solver.
-      limit: of clean predictions, standard deviations.
+      limit: of clean predictions, standard deviations; None for no limit.
       told: what the network is asked with, see `diffusion.guidance.tellings`.
       interval: whether guidance acts on a part of the path only.
       rescale: whether guided predictions are rescaled.
       ring: 0, or time is a ring that the network sees in windows of so many latent frames.
+      level_grid: how many levels the network is told, rounded down; None for all.
     """
 
     dit: DiTConfig
     step: Step
-    limit: float
+    limit: float | None
     told: tuple[Told, ...]
     interval: bool = False
     rescale: bool = False
     ring: int = 0
+    level_grid: int | None = None
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -87,7 +89,9 @@ def generate(
     texts = jax.tree.map(lambda *v: jnp.concatenate(v, 1) if together else jnp.stack(v), *texts)
 
     def network(x: jax.Array, t: jax.Array, text: Text) -> jax.Array:
-        y = DiT(program.dit).apply({"params": params}, x, t, text)
+        grid = program.level_grid
+        level = t if grid is None else jnp.floor(t * grid) / grid
+        y = DiT(program.dit).apply({"params": params}, x, level, text)
         return clean_from_velocity(x, y, t) if program.dit.prediction == "velocity" else y
 
     if program.ring:

@@ -20,8 +20,10 @@ from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, denormalise
-from sora_jax.weights.model_folder import find_model, load_description
-from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_dit, load_text, load_vae
+from sora_jax.weights.hub import fetch
+from sora_jax.weights.model_folder import find_model
+from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_parts
+from sora_jax.weights.tensor_files import as_dtype
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
@@ -109,7 +111,7 @@ class Model:
           steps: of the solver.
           guidance: how strongly the prompt is followed, 1 is no guidance; or a `Guidance`, which
             also says how strongly given frames are, and where on the path.
-          solver: "euler", "heun" or "deis".
+          solver: "euler", "heun", "deis" or "unipc".
           given: latents that the clip has or starts from, see `sora_jax.prompting`.
 
         Raises:
@@ -151,7 +153,7 @@ class Model:
         known, strengths = lay(shape, given)
         known = jnp.broadcast_to(known, (len(prompts), *shape))
         ceilings = np.tile(shift_levels(strengths, np.float32(shift)), (len(prompts), 1))
-        levels = schedule(settings.steps, shift, strengths.max())
+        levels = schedule(settings.steps, shift, strengths.max(), grid=settings.level_grid)
         noise = self.noise(seed, known.shape)
         x = set_off(noise, levels, known, ceilings)
         # Asking the network without given frames is for nothing where none is kept.
@@ -160,6 +162,8 @@ class Model:
 
     def shift(self, latent_shape: tuple[int, int, int, int]) -> float:
         """The schedule's shift for a clip of latents [T, h, w, C]."""
+        if self.settings.shift_tokens is None:
+            return self.settings.shift
         tokens = int(np.prod(self.dit_config.grid(latent_shape[:3])))
         return token_shift(tokens, base=self.settings.shift, base_tokens=self.settings.shift_tokens)
 
@@ -221,6 +225,7 @@ class Model:
             guidance.has_interval,
             guidance.rescale > 0,
             ring,
+            settings.level_grid,
         )
         # The schedule of a ring is that of its windows.
         scales = as_scales(guidance, self.shift((ring or x.shape[1], *x.shape[2:])))
@@ -259,33 +264,35 @@ class Model:
             yield np.asarray(frames)
 
 
-def load(folder: str | pathlib.Path | None = None) -> Model:
-    """The model of a folder; the shipped one if None.
+def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") -> Model:
+    """The model of a folder or of the Hugging Face Hub; the shipped one if None.
 
     Args:
-      folder: a model folder, or the work folder of a training run.
+      source: a model folder, the work folder of a training run, a folder of an open Wan model (see
+        docs/open_weights.md), or OWNER/NAME@COMMIT of one on the Hub.
+      dtype: of the parameters in memory, "float32", "bfloat16", "float16", or "stored" for that of
+        the files. The networks compute in float32 whatever it is: half the memory, not the time.
 
     Raises:
       FileNotFoundError, ValueError: missing, damaged, or of another configuration.
     """
-    folder = find_model(PRETRAINED if folder is None else folder)
-    description = load_description(folder)
-    vae = load_vae(folder)
-    dit_config, dit_params = load_dit(folder)
-    text_config, text_params = load_text(folder)
+    kept = as_dtype(dtype)
+    folder = find_model(PRETRAINED if source is None else fetch(source))
+    parts = load_parts(folder, kept)
+    vae, (dit_config, dit_params), (text_config, text_params) = parts.vae, parts.dit, parts.text
     params = {"vae": vae.params, "dit": dit_params, "text": text_params}
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(parts.tokenizer)
     _check_parts(folder, vae, dit_config, text_config)
     check_vocabulary(folder, tokenizer.vocabulary, text_config)
     return Model(
         vae.config,
         dit_config,
         text_config,
-        jax.tree.map(jnp.asarray, params),
+        jax.device_put(params),
         jnp.asarray(vae.mean),
         jnp.asarray(vae.std),
         tokenizer,
-        read_settings(description, folder),
+        read_settings(parts.settings, folder),
     )
 
 

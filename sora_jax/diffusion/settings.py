@@ -16,10 +16,13 @@ class ModelSettings:
     Attributes:
       fps: frame rate of what the model makes.
       text_length: tokens of a prompt.
-      shift, shift_tokens: of the schedule, see `flow.token_shift`.
-      latent_limit: clean predictions stay within this many standard deviations.
+      shift, shift_tokens: of the schedule, see `flow.token_shift`; without `shift_tokens` the shift
+        is the same for every size.
+      latent_limit: clean predictions stay within this many standard deviations; None for no limit.
       steps, guidance, solver: defaults of sampling; a number is guidance by the prompt alone.
       size, frames: default (width, height) and length.
+      level_grid: number of discrete levels that the model was trained at, 1000 for Wan: the network
+        is told levels rounded down to them, see also `solvers.schedule`. None for all levels.
 
     Raises:
       ValueError: a value that nothing can be sampled with.
@@ -28,17 +31,21 @@ class ModelSettings:
     fps: float
     text_length: int
     shift: float
-    shift_tokens: int
-    latent_limit: float
+    shift_tokens: int | None
+    latent_limit: float | None
     steps: int
     guidance: Guidance
     solver: str
     size: tuple[int, int]
     frames: int
+    level_grid: int | None = None
 
     def __post_init__(self):
-        for name in ("fps", "text_length", "shift", "shift_tokens", "latent_limit"):
+        optional = ("shift_tokens", "latent_limit", "level_grid")
+        for name in ("fps", "text_length", "shift", *optional):
             value = getattr(self, name)
+            if value is None and name in optional:
+                continue
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} {value} must be positive")
         if self.solver not in SOLVERS:
@@ -69,9 +76,11 @@ def read_settings(description: dict[str, Any], folder: pathlib.Path) -> ModelSet
     Raises:
       ValueError: one is missing or makes no sense; the message names the folder.
     """
-    fields = [field.name for field in dataclasses.fields(ModelSettings)]
+    fields = dataclasses.fields(ModelSettings)
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    given = [field.name for field in fields if field.name in description]
     try:
-        values = {name: description[name] for name in fields}
+        values = {name: description[name] for name in dict.fromkeys([*needed, *given])}
         return ModelSettings(**{**values, "size": tuple(values["size"])})
     except KeyError as error:
         raise ValueError(

@@ -1,12 +1,18 @@
-"""Writes a model elsewhere: python -m sora_jax.weights export --checkpoint=FOLDER --output=FOLDER
+"""Writes a model elsewhere, or open weights as a model:
 
-The result is a model folder with float16 parameters, half the size: what one hands on. With
+python -m sora_jax.weights export --checkpoint=FOLDER --output=FOLDER
+python -m sora_jax.weights import --source=FOLDER --output=FOLDER [--dtype=bfloat16]
+
+What is exported is a model folder with float16 parameters, half the size: what one hands on. With
 --average_with=FOLDER and --share=0.6 its parameters are 0.6 of the checkpoint's and 0.4 of those of
 the model it was trained on from, which keeps more of what that one knew (arXiv 2109.01903).
+
+What is imported is an open Wan model, see docs/open_weights.md.
 """
 
 import dataclasses
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -14,7 +20,13 @@ from absl import flags
 
 import sora_jax
 from sora_jax import command
+from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.weights.hub import fetch
+from sora_jax.weights.importing import write_model
 from sora_jax.weights.model_folder import Part, find_model, load_description, save_model
+from sora_jax.weights.parts import check_vocabulary
+from sora_jax.weights.tensor_files import as_dtype
+from sora_jax.weights.wan import is_open_model, open_model
 
 
 def export(
@@ -68,30 +80,68 @@ def _average(model: sora_jax.Model, other: sora_jax.Model, share: float) -> sora
     return dataclasses.replace(model, params={**model.params, **mixed})
 
 
-def main(argv):
-    if argv[1:] != ["export"]:
-        command.fail(f"say what to do, 'export', not {argv[1:]}")
-    try:
-        values = flags.FLAGS
-        export(
-            values.checkpoint,
-            values.output,
-            average_with=values.average_with,
-            share=values.share,
+def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
+    """Writes an open Wan model as a model folder.
+
+    Args:
+      source: a folder, or OWNER/NAME@COMMIT of the Hugging Face Hub, see docs/open_weights.md.
+      output: model folder.
+      dtype: of the parameters on disk, see `sora_jax.load`.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is missing, damaged or of another model; nothing is
+        written then.
+    """
+    kept = as_dtype(dtype)
+    folder, output = pathlib.Path(fetch(source)).expanduser(), pathlib.Path(output).expanduser()
+    if not folder.is_dir() or (folder / "model.json").is_file() or not is_open_model(folder):
+        raise ValueError(
+            f"--source={source} is no folder of an open model: one with model_index.json, as "
+            "diffusers has them, or with the config.json of Wan's own repositories"
         )
+    if output.resolve() == folder.resolve():
+        raise ValueError(f"--output={output} is the source itself; name another folder")
+    model = open_model(folder)
+    check_vocabulary(folder, Tokenizer.from_file(model.tokenizer).vocabulary, model.configs["text"])
+    write_model(model, output, kept)
+
+
+def run(argv: list[str]) -> None:
+    values = flags.FLAGS
+    if len(argv) > 2:
+        command.fail(f"{argv[2]!r} belongs to no flag")
+    try:
+        if argv[1] == "import":
+            import_open(values.source, values.output, dtype=values.dtype)
+        else:
+            export(
+                values.checkpoint,
+                values.output,
+                average_with=values.average_with,
+                share=values.share,
+            )
     except (ValueError, OSError) as error:
         command.fail(error)
 
 
-def _define_flags() -> None:
+def _define_flags(task: str) -> None:
+    flags.DEFINE_string("output", None, "Folder to write.", required=True)
+    if task == "import":
+        flags.DEFINE_string(
+            "source", None, "Folder of an open model, or OWNER/NAME@COMMIT.", required=True
+        )
+        flags.DEFINE_string("dtype", "stored", "float32, bfloat16, float16, or as the files have.")
+        return
     flags.DEFINE_string(
         "checkpoint", None, "Model folder, or work folder of a training run.", required=True
     )
-    flags.DEFINE_string("output", None, "Folder to write.", required=True)
     flags.DEFINE_string("average_with", None, "Model whose parameters are mixed in.")
     flags.DEFINE_float("share", 0.5, "Share of the checkpoint in that mixture.")
 
 
 if __name__ == "__main__":
-    _define_flags()  # not on import: other commands have flags of the same names
-    command.run(main)
+    task = sys.argv[1] if len(sys.argv) > 1 else ""
+    if task not in ("export", "import"):
+        command.fail(f"say what to do first, 'export' or 'import', not {task!r}")
+    _define_flags(task)  # not on import: other commands have flags of the same names
+    command.run(run)

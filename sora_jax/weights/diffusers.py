@@ -6,6 +6,7 @@ file holds them; the parameters are the nested dict that the networks here take,
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,7 +116,7 @@ def text_to_transformers(params: Mapping[str, Any], config: TextConfig) -> dict[
 
 def _load(tensors: Tensors, entries: list[_Entry]) -> dict[str, Any]:
     wanted = {name: entry.their_shape() for entry in entries for name in entry.names()}
-    _check({name: tuple(x.shape) for name, x in tensors.items()}, wanted)
+    check_shapes({name: tuple(x.shape) for name, x in tensors.items()}, wanted)
     flat = {}
     for entry in entries:
         parts = [entry.layout.ours(np.asarray(tensors[name])) for name in entry.names()]
@@ -126,7 +127,7 @@ def _load(tensors: Tensors, entries: list[_Entry]) -> dict[str, Any]:
 def _save(params: Mapping[str, Any], entries: list[_Entry]) -> dict[str, np.ndarray]:
     flat = traverse_util.flatten_dict(params, sep="/")
     found = {path: tuple(x.shape) for path, x in flat.items()}
-    _check(found, {entry.path: entry.shape for entry in entries})
+    check_shapes(found, {entry.path: entry.shape for entry in entries})
     tensors = {}
     for entry in entries:
         x = np.asarray(flat[entry.path])
@@ -135,7 +136,15 @@ def _save(params: Mapping[str, Any], entries: list[_Entry]) -> dict[str, np.ndar
     return tensors
 
 
-def _check(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
+@functools.cache
+def list_entries(part: str, config: Any) -> tuple[_Entry, ...]:
+    """All parameters of a "vae", "dit" or "text", and which tensors they are made of."""
+    list_part = {"vae": _vae_entries, "dit": _dit_entries, "text": _text_entries}[part]
+    return tuple(list_part(config))
+
+
+def check_shapes(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
+    """Raises ValueError, naming the first, unless both have the same names and shapes."""
     for name in sorted(set(found) | set(wanted)):
         if name not in found:
             raise ValueError(f"the tensor {name!r} is missing; is it another configuration?")

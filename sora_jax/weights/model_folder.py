@@ -1,11 +1,12 @@
 """A model on disk: `model.json` with the settings, one safetensors file a part, the tokenizer."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sora_jax.weights.tensor_files import allocate
+
 FORMAT = "sora_jax model 1"
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclasses.dataclass
@@ -46,21 +50,37 @@ def save_model(
       tokenizer: what has `save(path)`, or None.
       dtype: of the floating-point parameters on disk.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    description = {"format": FORMAT, **settings, "parts": {}}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-        scratch = pathlib.Path(scratch)
+    with replaced(folder) as scratch:
         for name, part in parts.items():
             flat = traverse_util.flatten_dict(part.params, sep="/")
             flat = {
                 key: np.ascontiguousarray(np.asarray(value, dtype)) for key, value in flat.items()
             }
             save_file(flat, scratch / f"{name}.safetensors")
-            description["parts"][name] = part.settings
         if tokenizer is not None:
             tokenizer.save(scratch / "tokenizer.json")
-        (scratch / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        write_description(scratch, {name: part.settings for name, part in parts.items()}, settings)
+
+
+def write_description(
+    folder: pathlib.Path, parts: Mapping[str, dict[str, Any]], settings: Mapping[str, Any]
+) -> None:
+    """Writes model.json; for the arguments see `save_model`, with the settings of each part."""
+    description = {"format": FORMAT, **settings, "parts": dict(parts)}
+    (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def replaced(folder: pathlib.Path | str) -> Iterator[pathlib.Path]:
+    """A folder to write a model to, which takes the place of the one in `folder` at the end.
+
+    Where writing fails, nothing changes.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        scratch = pathlib.Path(scratch)
+        yield scratch
         # The description goes first and comes last: a folder with one is complete, also where the
         # model of an earlier step is replaced.
         (folder / "model.json").unlink(missing_ok=True)
@@ -99,13 +119,16 @@ def load_description(folder: pathlib.Path | str) -> dict[str, Any]:
     return description
 
 
-def load_part(folder: pathlib.Path | str, name: str, shapes: Any) -> Any:
-    """Parameters of one part as a nested dict of float32 numpy arrays.
+def load_part(
+    folder: pathlib.Path | str, name: str, shapes: Any, dtype: np.dtype | None = _FLOAT32
+) -> Any:
+    """Parameters of one part as a nested dict of numpy arrays.
 
     Args:
       folder: a model folder.
       name: "vae", "dit" or "text".
       shapes: nested dict of what the configuration asks for, with `.shape`.
+      dtype: of the parameters; None for that of the file.
 
     Raises:
       FileNotFoundError: the part's file is missing.
@@ -129,7 +152,12 @@ def load_part(folder: pathlib.Path | str, name: str, shapes: Any) -> Any:
                         f"{file}: {key!r} has shape {found[key]}, the configuration in model.json "
                         f"asks for {tuple(wanted[key].shape)}"
                     )
-            flat = {key: np.asarray(tensors.get_tensor(key), np.float32) for key in wanted}
+            flat = {}
+            # The largest first: what is being read is held twice, and the rest is not there yet.
+            for key in sorted(wanted, key=lambda key: -np.prod(found[key], dtype=np.int64)):
+                x = tensors.get_tensor(key)
+                flat[key] = allocate(x.shape, dtype or x.dtype)
+                flat[key][...] = x
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or damaged ({error}); copy it again") from error
     return traverse_util.unflatten_dict(flat, sep="/")

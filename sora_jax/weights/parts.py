@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,12 @@ from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.model_folder import load_description, load_part
 from sora_jax.weights.settings import from_settings
+from sora_jax.weights.streaming import read_part
+from sora_jax.weights.wan import is_open_model, open_model
 
 Path = pathlib.Path | str
+Dtype = np.dtype | None
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +40,64 @@ class LoadedVAE:
     fps: float
 
 
+class Parts(NamedTuple):
+    """All that a model is made of.
+
+    Attributes:
+      vae: with its statistics.
+      dit, text: configuration and parameters.
+      settings: the rest of model.json.
+      tokenizer: file of the tokenizer.
+    """
+
+    vae: LoadedVAE
+    dit: tuple[DiTConfig, Any]
+    text: tuple[TextConfig, Any]
+    settings: dict[str, Any]
+    tokenizer: pathlib.Path
+
+
+def load_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
+    """The networks of a model folder, or of an open model, see `weights.wan`.
+
+    Args:
+      folder: of either kind.
+      dtype: of the parameters; None for that of the files.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, damaged or of another configuration.
+    """
+    if not (folder / "model.json").is_file() and is_open_model(folder):
+        model = open_model(folder)
+        params = {
+            part: read_part(model.tensors[part], part, config, dtype)
+            for part, config in model.configs.items()
+        }
+        vae = LoadedVAE(
+            model.configs["vae"],
+            params["vae"],
+            np.float32(model.mean),
+            np.float32(model.std),
+            model.settings["fps"],
+        )
+        dit, text = ((model.configs[part], params[part]) for part in ("dit", "text"))
+        return Parts(vae, dit, text, model.settings, model.tokenizer)
+    description = load_description(folder)
+    vae, dit, text = (load(folder, dtype) for load in (load_vae, load_dit, load_text))
+    return Parts(vae, dit, text, description, folder / "tokenizer.json")
+
+
 def init_text(config: TextConfig, key: jax.Array) -> dict:
     """Parameters (boxed with their logical axes) of a text encoder."""
     return TextEncoder(config).init(key, jnp.ones((1, 1), jnp.int32))["params"]
 
 
-def load_vae(folder: Path) -> LoadedVAE:
+def load_vae(folder: Path, dtype: Dtype = _FLOAT32) -> LoadedVAE:
     """The VAE of a model folder.
+
+    Args:
+      folder: with model.json.
+      dtype: of the parameters; None for that of the file.
 
     Raises:
       FileNotFoundError, ValueError: missing, damaged or of another configuration.
@@ -55,20 +110,20 @@ def load_vae(folder: Path) -> LoadedVAE:
     except KeyError as error:
         raise ValueError(f"{folder}/model.json lacks {error} of the VAE; write it again") from error
     config = _config(VAEConfig, settings, folder)
-    params = _params(folder, "vae", init_vae, config)
+    params = _params(folder, "vae", init_vae, config, dtype)
     return LoadedVAE(config, params, np.float32(mean), np.float32(std), fps)
 
 
-def load_dit(folder: Path) -> tuple[DiTConfig, Any]:
-    """The transformer of a model folder; raises as `load_vae` does."""
+def load_dit(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[DiTConfig, Any]:
+    """The transformer of a model folder, as `load_vae` loads."""
     config = _config(DiTConfig, _part(folder, "dit"), folder)
-    return config, _params(folder, "dit", init_dit, config)
+    return config, _params(folder, "dit", init_dit, config, dtype)
 
 
-def load_text(folder: Path) -> tuple[TextConfig, Any]:
-    """The text encoder of a model folder; raises as `load_vae` does."""
+def load_text(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[TextConfig, Any]:
+    """The text encoder of a model folder, as `load_vae` loads."""
     config = _config(TextConfig, _part(folder, "text"), folder)
-    return config, _params(folder, "text", init_text, config)
+    return config, _params(folder, "text", init_text, config, dtype)
 
 
 def check_vocabulary(folder: Path, ids: int, text: TextConfig) -> None:
@@ -103,6 +158,8 @@ def _config(cls: type, settings: dict[str, Any], folder: Path) -> Any:
         raise ValueError(f"{folder}/model.json: {error}; write the model folder again") from error
 
 
-def _params(folder: Path, name: str, init: Callable[[Any, jax.Array], Any], config: Any) -> Any:
+def _params(
+    folder: Path, name: str, init: Callable[[Any, jax.Array], Any], config: Any, dtype: Dtype
+) -> Any:
     shapes = nn.meta.unbox(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
-    return load_part(folder, name, shapes)
+    return load_part(folder, name, shapes, dtype)

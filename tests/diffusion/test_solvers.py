@@ -1,6 +1,7 @@
 """Solvers converge to the exact flow at their order; guidance; frames that are given stay."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,13 @@ from sora_jax.diffusion.solvers import (
     schedule,
     set_off,
     solve,
+    unipc_step,
 )
 
 SHAPE = (2, 3, 2, 2, 4)
 MEAN, DEVIATION = 0.7, 0.4
-STEPS = [euler_step, heun_step, deis_step]
+GOLDEN = pathlib.Path(__file__).parents[1] / "weights" / "golden" / "unipc.npz"
+STEPS = [euler_step, heun_step, deis_step, unipc_step]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +67,19 @@ def error(step, steps, noise, shift=1.0):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize(
-    ("step", "order", "steps"), [(euler_step, 1, 16), (heun_step, 2, 16), (deis_step, 2, 64)]
+    ("step", "order", "steps"),
+    [(euler_step, 1, 16), (heun_step, 2, 16), (deis_step, 2, 64)],
 )
 def test_order_of_convergence(noise, step, order, steps, shift):
     coarse, fine = error(step, steps, noise, shift), error(step, 2 * steps, noise, shift)
     assert fine < 0.1
     assert np.log2(coarse / fine) == pytest.approx(order, abs=0.3)
+
+
+def test_unipc_converges_at_its_order(noise):
+    # The first step leaves pure noise, where its scale has no end: the shift of 1 makes it short.
+    coarse, fine = error(unipc_step, 64, noise), error(unipc_step, 128, noise)
+    assert np.log2(coarse / fine) == pytest.approx(2, abs=0.3)
 
 
 def test_one_euler_step_is_the_clean_prediction_of_noise(noise):
@@ -89,12 +99,14 @@ def test_the_schedule_falls_from_noise_to_clean(shift):
 def test_frames_at_different_levels_each_move_as_if_alone(noise, step):
     t = np.float32([[1.0, 0.6, 0.2], [0.5, 0.5, 0.9]])
     s = np.float32([[0.8, 0.5, 0.0], [0.1, 0.4, 0.9]])
-    last = Last(noise * 0.5, np.float32([[1.0, 0.7, 0.3], [0.8, 0.6, 1.0]]))
+    levels = np.float32([[1.0, 0.7, 0.3], [0.8, 0.6, 0.9]])
+    earlier = np.float32([[1.0, 0.8, 0.9], [0.8, 0.7, 1.0]])
+    last = Last(noise * 0.5, levels, noise * 1.1, noise * 0.4, earlier)
     together = np.asarray(step(posterior_mean, noise, t, s, last)[0])
     for b in range(2):
         for frame in range(3):
             at = slice(b, b + 1), slice(frame, frame + 1)
-            before = Last(last.clean[at], last.level[at])
+            before = Last(*(value[at] for value in last))
             alone, _ = step(posterior_mean, noise[at], t[at], s[at], before)
             np.testing.assert_allclose(together[at], alone, rtol=1e-6, atol=1e-6)
     # From a level to itself is no step.
@@ -127,6 +139,31 @@ def test_the_network_sees_held_frames_clean_and_at_level_zero(noise, known):
     result = sample(copy_first, noise, schedule(3, 1.0), known=known, ceilings=ceilings)
     expected = np.broadcast_to(known[:, :1], SHAPE)
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule_of", ["5/20", "3/50", "1/7", "8/2", "5/1"])
+def test_unipc_is_that_of_diffusers(schedule_of):
+    with np.load(GOLDEN) as file:
+        golden = dict(file)
+    shift, steps = (float(number) for number in schedule_of.split("/"))
+    levels = schedule(int(steps), shift, grid=1000)
+    np.testing.assert_array_equal(levels, golden[f"levels/{schedule_of}"])
+    told = golden[f"told/{schedule_of}"]
+    np.testing.assert_array_equal(np.floor(levels[:-1] * np.float32(1000)), told)
+
+    def clean(x, t):
+        return jnp.tanh(jnp.roll(x, 1, 1) + 0.3 * jnp.cumsum(x, 1) + t[..., None, None, None])
+
+    result = jax.jit(functools.partial(solve, clean, levels=levels, step=unipc_step))(
+        golden["noise"]
+    )
+    np.testing.assert_allclose(result, golden[f"result/{schedule_of}"], atol=2e-6)
+
+
+def test_a_schedule_of_discrete_levels_starts_where_an_edit_does():
+    levels = schedule(10, 3.0, 0.5, grid=1000)
+    assert levels[0] == pytest.approx(3 * 0.5 / (1 + 2 * 0.5)) and levels[-1] == 0
+    assert (np.diff(levels) < 0).all() and levels[-2] > schedule(10, 3.0, 0.5)[-2]
 
 
 def test_nothing_held_is_the_plain_solution(noise, known):
@@ -179,6 +216,7 @@ def test_each_frame_can_have_a_schedule_of_its_own(noise):
 def test_predictions_are_kept_in_range():
     x = np.float32([-9, -2, 0, 2, 9])
     np.testing.assert_array_equal(limit_range(x, 3.0), np.float32([-3, -2, 0, 2, 3]))
+    np.testing.assert_array_equal(limit_range(x, None), x)
 
 
 def test_a_ring_has_no_seam(noise):

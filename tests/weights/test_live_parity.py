@@ -1,0 +1,34 @@
+"""The whole pipeline beside diffusers' own, in float32; only where torch and diffusers are."""
+
+import jax
+import numpy as np
+import pytest
+
+import sora_jax
+from sora_jax.models.vae import VAE, denormalise
+from tests.weights.test_open_parity import sample
+
+for _library in ("torch", "diffusers", "transformers"):
+    pytest.importorskip(_library)
+
+SEED = 7  # not that of the golden files
+
+
+def test_a_pipeline_that_diffusers_saves_makes_the_same_video_here(tmp_path):
+    from tests.weights import make_golden
+
+    pipeline = make_golden.make_pipeline(SEED)
+    theirs = make_golden.run(pipeline, SEED)
+    make_golden.save_pipeline(pipeline, tmp_path)
+
+    model = sora_jax.load(tmp_path)
+    latents, _ = sample(model, model.read([make_golden.PROMPT]), theirs["noise"])
+    z = denormalise(latents, model.latent_mean, model.latent_std)
+    decode = jax.jit(lambda params, z: VAE(model.vae_config).apply(params, z, method="decode")[0])
+    frames = np.asarray(decode({"params": model.params["vae"]}, z))
+    ours = (np.clip(frames, -1, 1) + 1) / 2
+    error = np.mean((np.float64(ours) - theirs["video"]) ** 2)
+    psnr = -10 * np.log10(error)
+    print(f"PSNR of the video {psnr:.1f} dB, its deviation {theirs['video'].std():.3f}")
+    np.testing.assert_allclose(latents, theirs["latents"], atol=1e-4)
+    assert theirs["video"].std() > 0.05 and psnr > 50

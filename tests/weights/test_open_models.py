@@ -1,0 +1,185 @@
+"""Open models: published sizes fit, both layouts are read, exactly and with little memory."""
+
+import json
+import pathlib
+import re
+import shutil
+import sys
+import tracemalloc
+import types
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sora_jax.models.dit import DiTConfig
+from sora_jax.weights.diffusers import (
+    dit_to_diffusers,
+    list_entries,
+    text_to_transformers,
+    vae_to_diffusers,
+)
+from sora_jax.weights.hub import fetch
+from sora_jax.weights.original import to_diffusers_name
+from sora_jax.weights.streaming import check_part, lay_out, read_part
+from sora_jax.weights.tensor_files import Stored, list_tensors
+from sora_jax.weights.wan import open_model
+from tests.weights.open_folders import (
+    PIPELINE,
+    edit_json,
+    load_layout,
+    write_published,
+    write_sparse,
+)
+
+SINGLE = "diffusion_pytorch_model.safetensors"
+
+
+def test_there_and_back_and_there_is_exact_in_every_bit():
+    model = open_model(PIPELINE)
+    back = {
+        "dit": dit_to_diffusers,
+        "vae": vae_to_diffusers,
+        "text": text_to_transformers,
+    }
+    for part, cfg in model.configs.items():
+        files = {stored.file for stored in model.tensors[part].values()}
+        theirs = {name: x for file in files for name, x in load_file(file).items()}
+        tensors = back[part](read_part(model.tensors[part], part, cfg, None), cfg)
+        assert tensors.keys() == theirs.keys()
+        for name, x in theirs.items():
+            assert (tensors[name].dtype, tensors[name].tobytes()) == (x.dtype, x.tobytes())
+
+
+@pytest.mark.parametrize("size", ["1.3b", "14b"])
+def test_published_models_fit(tmp_path, size):
+    """All names and shapes of the whole model, over files that hold no numbers."""
+    model = open_model(write_published(tmp_path / "open", size))
+    shape = {"1.3b": (1536, 30, 12, 8960), "14b": (5120, 40, 40, 13824)}[size]
+    dit = model.configs["dit"]
+    assert (dit.width, dit.layers, dit.heads, dit.mlp_width) == shape
+    numbers = {
+        part: sum(
+            np.prod(shape) for shape, _ in lay_out(model.tensors[part], part, cfg, None).values()
+        )
+        for part, cfg in model.configs.items()
+    }
+    assert numbers["dit"] == pytest.approx({"1.3b": 1.419e9, "14b": 14.289e9}[size], rel=1e-3)
+    assert numbers["text"] == pytest.approx(5.681e9, rel=1e-3)
+    assert numbers["vae"] == pytest.approx(127e6, rel=1e-2)
+
+
+def test_the_transformer_of_5b_fits():
+    _, shapes = load_layout("5b")
+    tensors = {n: Stored(pathlib.Path(), n, s, np.dtype("f4")) for n, s in shapes.items()}
+    check_part(tensors, "dit", DiTConfig(3072, 30, 24, 14336, 48))
+    with pytest.raises(ValueError, match="has shape"):
+        check_part(tensors, "dit", DiTConfig(1536, 30, 12, 14336, 48))
+
+
+def original_name(name):
+    """Wan's name of a tensor of diffusers, from the table of docs/open_weights.md."""
+    for theirs, ours in (
+        *((f"text_embedder.linear_{i + 1}", f"text_embedding.{2 * i}") for i in range(2)),
+        *((f"time_embedder.linear_{i + 1}", f"time_embedding.{2 * i}") for i in range(2)),
+        ("time_proj", "time_projection.1"),
+        ("condition_embedder.", ""),
+        ("attn1", "self_attn"),
+        ("attn2", "cross_attn"),
+        ("to_out.0", "o"),
+        ("norm2", "norm3"),
+        *((f".to_{letter}.", f".{letter}.") for letter in "qkv"),
+        ("ffn.net.0.proj", "ffn.0"),
+        ("ffn.net.2", "ffn.2"),
+        ("proj_out", "head.head"),
+    ):
+        name = name.replace(theirs, ours)
+    name = re.sub(r"^scale_shift_table", "head.modulation", name)
+    return name.replace("scale_shift_table", "modulation")
+
+
+def write_original(folder, pipeline):
+    """A folder as in Wan's own repository; VAE, text encoder and tokenizer are diffusers'."""
+    for name in ("vae", "text_encoder", "tokenizer"):
+        shutil.copytree(pipeline / name, folder / name)
+    tensors = {}
+    for file in (pipeline / "transformer").glob("*.safetensors"):
+        tensors |= {original_name(name): x for name, x in load_file(file).items()}
+    save_file(tensors, folder / SINGLE)
+    config = {"_class_name": "WanModel", "model_type": "t2v", "eps": 1e-06, "text_len": 512}
+    sizes = {"dim": 24, "num_layers": 2, "num_heads": 2, "ffn_dim": 40, "in_dim": 4, "out_dim": 4}
+    (folder / "config.json").write_text(json.dumps({**config, **sizes, "freq_dim": 16}))
+
+
+def test_wans_own_layout_is_the_same_model(tmp_path):
+    write_original(tmp_path, PIPELINE)
+    # Wan's own configuration has no width of the text, which is UMT5-XXL's.
+    with pytest.raises(ValueError, match=r"text_in|text_embedder.linear_1.weight' has shape"):
+        open_model(tmp_path)
+    renamed = {to_diffusers_name(name) for name in list_tensors(tmp_path, SINGLE[:-12])}
+    assert renamed == set(open_model(PIPELINE).tensors["dit"])
+    _, shapes = load_layout("1.3b")
+    assert {to_diffusers_name(original_name(name)) for name in shapes} == set(shapes)
+
+
+def test_wans_own_folder_asks_for_what_it_holds_as_pickles(tmp_path):
+    _, shapes = load_layout("1.3b")
+    write_sparse(tmp_path / SINGLE, {original_name(n): s for n, s in shapes.items()})
+    sizes = {"dim": 1536, "ffn_dim": 8960, "freq_dim": 256, "in_dim": 16, "out_dim": 16}
+    more = {"_class_name": "WanModel", "model_type": "t2v", "num_heads": 12, "num_layers": 30}
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, **more}))
+    (tmp_path / "Wan2.1_VAE.pth").write_bytes(b"")
+    message = r"lacks the folders vae, text_encoder, tokenizer \(Wan2.1_VAE.pth are pickles"
+    with pytest.raises(FileNotFoundError, match=message):
+        open_model(tmp_path)
+    whole = write_published(tmp_path / "diffusers", "1.3b")
+    for name in ("vae", "text_encoder", "tokenizer"):
+        (whole / name).rename(tmp_path / name)
+    assert open_model(tmp_path).configs["dit"] == DiTConfig(prediction="velocity")
+    edit_json(tmp_path / "config.json", model_type="i2v")
+    with pytest.raises(ValueError, match="model_type is 'i2v'"):
+        open_model(tmp_path)
+
+
+def test_reading_takes_little_more_memory_than_the_numbers(tmp_path):
+    cfg = DiTConfig(128, 12, 2, 512, 4, (1, 2, 2), 64, 32)
+    shapes = {n: e.their_shape() for e in list_entries("dit", cfg) for n in e.names()}
+    write_sparse(tmp_path / SINGLE, shapes, "F32")
+    tensors = list_tensors(tmp_path, SINGLE[:-12])
+    tracemalloc.start()
+    params = read_part(tensors, "dit", cfg, None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.2 * sum(x.nbytes for x in jax.tree.leaves(params))
+
+
+def test_a_repository_is_named_with_its_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"add the commit: Wan-AI/Wan2.1@ and the 40"):
+        fetch("Wan-AI/Wan2.1")
+    with pytest.raises(ValueError, match="'main' is no commit of 40 digits"):
+        fetch("Wan-AI/Wan2.1@main")
+    asked = {}
+
+    def download(repository, *, revision, allow_patterns):
+        asked.update(repository=repository, revision=revision, files=allow_patterns)
+        return str(PIPELINE)
+
+    def install(function):
+        hub = types.SimpleNamespace(snapshot_download=function)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+
+    source = f"Wan-AI/Wan2.1@{'a1' * 20}"
+    install(download)
+    assert fetch(source) == PIPELINE
+    assert (asked["repository"], asked["revision"]) == ("Wan-AI/Wan2.1", "a1" * 20)
+    assert not any(name.endswith((".bin", ".pth", ".py")) for name in asked["files"])
+    install(lambda *_, **__: 1 / 0)
+    with pytest.raises(OSError, match="cannot be downloaded"):
+        fetch(source)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(OSError, match="pip install huggingface_hub, or download"):
+        fetch(source)
+    (tmp_path / "Wan-AI" / "Wan2.1").mkdir(parents=True)
+    assert fetch("Wan-AI/Wan2.1") == "Wan-AI/Wan2.1"
