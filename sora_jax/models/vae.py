@@ -12,6 +12,7 @@ from flax import linen as nn
 from sora_jax.models.conv import Conv, Past
 from sora_jax.models.pixels import to_float
 from sora_jax.models.vae_blocks import (
+    VIDEO,
     Downsample,
     Middle,
     Norm,
@@ -26,10 +27,6 @@ from sora_jax.models.vae_config import VAEConfig
 from sora_jax.sharding import constrain
 
 Carry = list[jax.Array]
-
-# A mesh that splits the tokens of the transformer splits the rows of frames here; the compiler
-# exchanges the rows at the borders that convolutions need.
-VIDEO = ("batch", None, "rows", None, None)
 
 
 class Encoder(nn.Module):

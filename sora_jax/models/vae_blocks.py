@@ -6,6 +6,11 @@ from flax import linen as nn
 
 from sora_jax.models.attention import attend
 from sora_jax.models.conv import Conv, Past
+from sora_jax.sharding import constrain
+
+# A mesh that splits the tokens of the transformer splits the rows of frames here; the compiler
+# exchanges the rows at the borders that convolutions need.
+VIDEO = ("batch", None, "rows", None, None)
 
 
 def fold(x: jax.Array, patch: int) -> jax.Array:
@@ -107,10 +112,11 @@ class Upsample(nn.Module):
             rest = past.extend(rest, 2)
             time = Conv(2 * c, (3, 1, 1), dtype=self.dtype, name="time")
             if rest.shape[1] > 2:
-                y = time(rest)
-                b, t, h, w, _ = y.shape
-                y = y.reshape(b, t, h, w, 2, c).transpose(0, 1, 4, 2, 3, 5)
-                x = jnp.concatenate([head, y.reshape(b, 2 * t, h, w, c)], axis=1)
+                # Halves of the channels are the earlier and the later of two frames. The compiler
+                # for TPUs gathers the video to transpose them in one piece.
+                halves = [constrain(y, VIDEO) for y in jnp.split(time(rest), 2, axis=-1)]
+                y = jnp.stack(halves, axis=2).reshape(x.shape[0], -1, *x.shape[2:])
+                x = jnp.concatenate([head, y], axis=1)
             elif self.is_initializing():
                 time(jnp.repeat(x, 3, axis=1))
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
