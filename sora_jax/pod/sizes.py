@@ -21,7 +21,7 @@ from sora_jax.weights.settings import from_settings
 # Sizes of model folders by their names, for those that are not there.
 VAES = {
     "wan2.1": VAEConfig(),
-    "wan2.2": VAEConfig(encoder_width=160, decoder_width=256, latent_channels=48, patch=2),
+    "wan2.2": VAEConfig(160, 256, latent_channels=48, patch=2, shortcuts=True),
 }
 UMT5_XXL = TextConfig(256384, 4096, 24, 64, 64, 10240)
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sora_jax.data.captions import KINDS
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.text import TextConfig, TextEncoder
-from sora_jax.models.vae import encode_frames
+from sora_jax.models.vae_clips import encode_clip
 from sora_jax.sharding import batch_sharding, make_mesh
 from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_text
 
@@ -49,7 +49,7 @@ def make_frame_encoder(vae: LoadedVAE, dtype: Any) -> Encoder:
 
     def encode(frozen: Any, frames: jax.Array) -> jax.Array:
         params, mean, std = frozen
-        return encode_frames(vae.config, params, frames, mean, std, dtype)
+        return encode_clip(vae.config, params, frames, mean, std, dtype)
 
     return _on_all_devices(encode, (vae.params, vae.mean, vae.std))
 
