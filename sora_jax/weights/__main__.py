@@ -3,11 +3,8 @@
 python -m sora_jax.weights export --checkpoint=FOLDER --output=FOLDER
 python -m sora_jax.weights import --source=FOLDER --output=FOLDER [--dtype=bfloat16]
 
-What is exported is a model folder with float16 parameters, half the size: what one hands on. With
---average_with=FOLDER and --share=0.6 its parameters are 0.6 of the checkpoint's and 0.4 of those of
-the model it was trained on from, which keeps more of what that one knew (arXiv 2109.01903).
-
-What is imported is an open Wan model, see docs/open_weights.md.
+What is exported is a model folder with float16 parameters, half the size: what one hands on. What
+is imported is an open Wan model, see docs/open_weights.md.
 """
 
 import dataclasses
@@ -29,24 +26,17 @@ from sora_jax.weights.tensor_files import as_dtype
 from sora_jax.weights.wan import is_open_model, open_model
 
 
-def export(
-    source: str, output: str, *, average_with: str | None = None, share: float = 0.5
-) -> None:
+def export(source: str, output: str) -> None:
     """Copies a model with its parameters in float16; ~ in a path is the home folder.
 
     Args:
       source, output: model folders.
-      average_with: a model of the same sizes, whose parameters are mixed in.
-      share: of the source in the mixture.
 
     Raises:
-      ValueError: a parameter that float16 cannot hold, the output is the source, models of
-        different sizes, or a share outside [0, 1].
+      ValueError: a parameter that float16 cannot hold, or the output is the source.
     """
     folder, output = find_model(source), pathlib.Path(output).expanduser()
     model = sora_jax.load(folder)
-    if average_with is not None:
-        model = _average(model, sora_jax.load(average_with), share)
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output={output} is the checkpoint itself; name another folder")
     parts = {}
@@ -59,25 +49,6 @@ def export(
                 raise ValueError(f"{name} has parameters that are NaN or beyond float16's {limit}")
     settings = dataclasses.asdict(model.settings)
     save_model(output, parts, settings, tokenizer=model.tokenizer, dtype=np.float16)
-
-
-def _average(model: sora_jax.Model, other: sora_jax.Model, share: float) -> sora_jax.Model:
-    """The first model, its transformer and text encoder mixed with the other's."""
-    if not 0 <= share <= 1:
-        raise ValueError(f"--share={share} must lie in 0 (all of the other) to 1 (none of it)")
-    same = (
-        (one.vae_config, one.dit_config, one.text_config, one.tokenizer.vocabulary)
-        for one in (model, other)
-    )
-    if len(set(same)) > 1:
-        raise ValueError("--average_with is a model of other sizes: give one it was trained from")
-    mixed = {
-        part: jax.tree.map(
-            lambda a, b: share * a + (1 - share) * b, model.params[part], other.params[part]
-        )
-        for part in ("dit", "text")
-    }
-    return dataclasses.replace(model, params={**model.params, **mixed})
 
 
 def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
@@ -114,12 +85,7 @@ def run(argv: list[str]) -> None:
         if argv[1] == "import":
             import_open(values.source, values.output, dtype=values.dtype)
         else:
-            export(
-                values.checkpoint,
-                values.output,
-                average_with=values.average_with,
-                share=values.share,
-            )
+            export(values.checkpoint, values.output)
     except (ValueError, OSError) as error:
         command.fail(error)
 
@@ -135,8 +101,6 @@ def _define_flags(task: str) -> None:
     flags.DEFINE_string(
         "checkpoint", None, "Model folder, or work folder of a training run.", required=True
     )
-    flags.DEFINE_string("average_with", None, "Model whose parameters are mixed in.")
-    flags.DEFINE_float("share", 0.5, "Share of the checkpoint in that mixture.")
 
 
 if __name__ == "__main__":

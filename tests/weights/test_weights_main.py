@@ -9,7 +9,6 @@ from safetensors.numpy import load_file, save_file
 import sora_jax
 from sora_jax.pipeline import PRETRAINED
 from sora_jax.weights.__main__ import export
-from tests.tiny_model import write_model
 
 
 @pytest.fixture
@@ -36,24 +35,3 @@ def test_parameters_that_half_precision_cannot_hold_are_refused(home, value):
     with pytest.raises(ValueError, match=r"text has parameters that are NaN or beyond"):
         export(str(home / "model"), str(home / "half"))
     assert not (home / "half").exists()
-
-
-def test_an_average_is_between_two_models(home):
-    file = home / "model" / "dit.safetensors"
-    shutil.copytree(home / "model", home / "other")
-    parameters = {name: np.float32(x) for name, x in load_file(file).items()}
-    name = "blocks/mlp_in/kernel"
-    save_file({**parameters, name: parameters[name] + 1}, home / "other" / "dit.safetensors")
-    export("~/model", "~/mixed", average_with="~/other", share=0.75)
-    mixed = load_file(home / "mixed" / "dit.safetensors")
-    np.testing.assert_allclose(mixed[name], parameters[name] + 0.25, atol=2e-3)
-    np.testing.assert_allclose(mixed["head/kernel"], parameters["head/kernel"], atol=1e-3)
-
-
-def test_an_average_that_makes_no_sense_is_refused(home):
-    with pytest.raises(ValueError, match=r"--share=1.5 must lie in 0 .* to 1"):
-        export("~/model", "~/mixed", average_with="~/model", share=1.5)
-    write_model(home / "tiny")
-    with pytest.raises(ValueError, match="is a model of other sizes"):
-        export("~/model", "~/mixed", average_with="~/tiny")
-    assert not (home / "mixed").exists()
