@@ -203,7 +203,7 @@ def test_heun_is_another_solver(model, clip):
         ({"size": (32, 4)}, "height 4 does not fit.*nearest are 8 and 16"),
         ({"frames": 7}, "7 frames.*1 \\+ 4k.*nearest are 5 and 9"),
         ({"frames": 0}, "0 frames.*nearest are 1 and 5"),
-        ({"solver": "rk4"}, "'rk4' is unknown; use one of \\['deis', 'euler', 'heun'\\]"),
+        ({"solver": "rk4"}, "'rk4' is unknown; use one of \\['deis', 'euler', 'heun', 'unipc'\\]"),
         ({"steps": 0}, "0 steps make nothing; use at least 1"),
         ({"guidance": -1.0}, "guidance -1.0 is out of range"),
         ({"guidance": float("nan")}, "guidance nan is out of range"),
