@@ -59,7 +59,9 @@ def run(config, workdir):
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))
     hosts.check_shared(workdir)
-    task, data = make_task(config, workdir, resume.keep_multiple(workdir, split_of(mesh)))
+    split = resume.kept_multiple(workdir, split_of(mesh))
+    task, data = make_task(config, workdir, split)
+    resume.keep_multiple(workdir, split)
     if not (data.loader.report.unassigned or data.loader.report.empty):  # a warning already
         logger.info("buckets:\n%s", data.loader.report)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)

@@ -37,7 +37,7 @@ def warm(config: ConfigDict, workdir: str) -> None:
     workdir = setup.workdir_path(workdir)
     setup.keep_programs(workdir)
     mesh = make_mesh(dict(config.mesh))
-    split = resume.keep_multiple(workdir, split_of(mesh))
+    split = resume.kept_multiple(workdir, split_of(mesh))
     task, data = option(config, "task", setup.TASKS)(config, workdir, split)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
     loop = setup.make_loop_config(config)

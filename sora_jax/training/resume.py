@@ -64,8 +64,8 @@ def keep_vae(workdir: Folder, folder: str) -> None:
         )
 
 
-def keep_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:
-    """The split with the multiple that batches had when the run began.
+def kept_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:
+    """The split with the multiple that batches had when the run began, or its own if it begins.
 
     So its batches, and with them the order of its data, stay the same on more or fewer devices.
     """
@@ -73,6 +73,11 @@ def keep_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:
     if has_checkpoint(workdir) and file.is_file():
         multiple = json.loads(file.read_text(encoding="utf-8"))["multiple"]
         return dataclasses.replace(split, multiple=multiple)
-    if jax.process_index() == 0:
-        file.write_text(json.dumps({"multiple": split.multiple}), encoding="utf-8")
     return split
+
+
+def keep_multiple(workdir: Folder, split: BatchSplit) -> None:
+    """Writes down the multiple of a run, once nothing of it is refused any more."""
+    if jax.process_index() == 0:
+        content = json.dumps({"multiple": split.multiple})
+        (workdir / BATCHES).write_text(content, encoding="utf-8")

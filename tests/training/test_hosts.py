@@ -104,8 +104,9 @@ def test_a_run_survives_a_dead_host_and_a_signal_on_other_numbers_of_hosts(tmp_p
     processes[1].kill()
     killed = time.monotonic()
     (status, _), (said, _) = finish(processes)
-    assert status == 1 and time.monotonic() - killed < 60
-    assert "error: the hosts lost each other" in said.splitlines()[-1]
+    # The connection breaks at once, or jax hears no heartbeat first and aborts: it is a race.
+    assert status in (1, -signal.SIGABRT) and time.monotonic() - killed < 60
+    assert status != 1 or "error: the hosts lost each other" in said.splitlines()[-1]
     assert "Traceback" not in said
     assert_close(losses(said), alone)
 

@@ -14,7 +14,7 @@ from sora_jax.training import metrics, setup
 from sora_jax.training.metrics import Reporter
 from sora_jax.training.placement import BatchSplit
 from sora_jax.training.remote import local_folder
-from sora_jax.training.resume import keep_multiple, keep_tokenizer
+from sora_jax.training.resume import keep_multiple, keep_tokenizer, kept_multiple
 
 
 class Bucket(MemoryFileSystem):
@@ -53,13 +53,14 @@ def test_a_model_folder_gets_into_the_bucket_with_its_description_last(bucket, m
 
 def test_what_a_run_keeps_is_found_again_in_the_bucket(bucket):
     first = keep_tokenizer(bucket, lambda: train(["one red circle"] * 9, 300))
-    assert keep_multiple(bucket, BatchSplit(4, (0,), 4)).multiple == 4
+    assert kept_multiple(bucket, BatchSplit(4, (0,), 4)).multiple == 4
+    keep_multiple(bucket, BatchSplit(4, (0,), 4))
     (bucket / "checkpoints" / "5").mkdir(parents=True)
     again = keep_tokenizer(bucket, lambda: train(["two green squares"] * 9, 300))
     assert (
         again.encode("one red circle", 16).tolist() == first.encode("one red circle", 16).tolist()
     )
-    assert keep_multiple(bucket, BatchSplit(2, (0,), 2)) == BatchSplit(2, (0,), 4)
+    assert kept_multiple(bucket, BatchSplit(2, (0,), 2)) == BatchSplit(2, (0,), 4)
 
 
 @pytest.mark.parametrize("seconds", [0, 100])
