@@ -136,4 +136,6 @@ def devices(topology: Slice) -> Sequence[jax.Device]:
         topology_name=f"{topology.kind}:{shape}",
         **dict(topology.chip.options),
         **({"num_slices": topology.slices} if topology.slices > 1 else {}),
+        # Hosts have four chips, but for a slice of a single one.
+        **({"chips_per_host_bounds": [1, 1, 1]} if math.prod(topology.shape) == 1 else {}),
     ).devices
