@@ -85,19 +85,13 @@ def fail(error):
 def main(argv):
     if len(argv) > 1:
         command.fail(f"{argv[1]!r} belongs to no flag")
-    logger = logging.getLogger("sora_jax")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
+    handler = command.show_log()
     try:
         multihost.join(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value, os.environ)
         if jax.process_index() > 0:
             handler.setLevel(logging.WARNING)
-            line = f"%(asctime)s host {jax.process_index()}: %(message)s"
             for each in (handler, absl_logging.get_absl_handler()):
-                each.setFormatter(logging.Formatter(line, "%H:%M:%S"))
+                each.setFormatter(command.log_format(f"host {jax.process_index()}: %(message)s"))
         run(CONFIG.value, WORKDIR.value)
     except (ValueError, OSError, DivergedError) as error:
         fail(error)

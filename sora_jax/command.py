@@ -1,10 +1,12 @@
 """Command lines: what is wrong ends the process with one line `error: ...` and status 1."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 
 
 def fail(error: object) -> NoReturn:
@@ -12,12 +14,28 @@ def fail(error: object) -> NoReturn:
     sys.exit("error: " + " ".join(str(error).split()))
 
 
+def show_log() -> logging.Handler:
+    """Lets what the package logs appear on stderr, with the time; returns the handler."""
+    logger = logging.getLogger("sora_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(log_format("%(message)s"))
+    logger.addHandler(handler)
+    return handler
+
+
+def log_format(message: str) -> logging.Formatter:
+    """The time before a message."""
+    return logging.Formatter(f"%(asctime)s {message}", "%H:%M:%S")
+
+
 def run(main: Callable[[list[str]], Any]) -> None:
     """Runs main(argv) as absl's app does, but without a page of usage where a flag is wrong."""
 
     def quiet(argv: list[str]) -> Any:
         # The libraries below tell of each step they take; warnings are enough.
-        logging.set_verbosity(logging.WARNING)
+        absl_logging.set_verbosity(absl_logging.WARNING)
         return main(argv)
 
     app.run(quiet, flags_parser=_parse)

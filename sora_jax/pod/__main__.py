@@ -13,7 +13,6 @@ folder where `train.py` looks for them.
 """
 
 import json
-import logging
 import pathlib
 
 from absl import flags
@@ -82,12 +81,7 @@ def run():
 def main(argv):
     if len(argv) > 1:
         command.fail(f"{argv[1]!r} belongs to no flag")
-    logger = logging.getLogger("sora_jax")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
+    command.show_log()
     try:
         run()
     except (ValueError, OSError) as error:

@@ -78,6 +78,6 @@ def kept_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:
 
 def keep_multiple(workdir: Folder, split: BatchSplit) -> None:
     """Writes down the multiple of a run, once nothing of it is refused any more."""
-    if jax.process_index() == 0:
-        content = json.dumps({"multiple": split.multiple})
-        (workdir / BATCHES).write_text(content, encoding="utf-8")
+    file = workdir / BATCHES
+    if jax.process_index() == 0 and not (has_checkpoint(workdir) and file.is_file()):
+        file.write_text(json.dumps({"multiple": split.multiple}), encoding="utf-8")
