@@ -1,6 +1,5 @@
 """The commands, as a user gives them: the whole line once, kills and signals, wrong input."""
 
-import os
 import pathlib
 import re
 import shutil
@@ -14,6 +13,7 @@ import pytest
 from sora_jax import video_io
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
+from tests import commands
 from tests.tiny_model import write_model
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -24,21 +24,11 @@ IMAGES = ("ash", "birch", "hazel", "holly", "pine", "poplar", "rowan", "willow")
 
 
 def start(*arguments, **environment):
-    """A command of ours that begins: one device, and every compilation is kept.
-
-    Without the caches of XLA itself, whose folder would be a part of each compilation's key.
-    """
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    """A command of ours that begins."""
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=REPOSITORY,
-        env={
-            **os.environ,
-            "XLA_FLAGS": flags,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
-            **environment,
-        },
+        env={**commands.environment(), **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
-import os
 import pathlib
-import re
 import subprocess
 import sys
 
 import pytest
 
+from tests import commands
 from tests.tiny_folders import save_vae
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -22,16 +21,10 @@ needs_compiler = pytest.mark.skipif(
 
 def run(*arguments):
     """Exit status, standard output and error of a command of ours on one device."""
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=REPOSITORY,
-        env={
-            **os.environ,
-            "XLA_FLAGS": flags,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
-        },
+        env=commands.environment(),
         capture_output=True,
         text=True,
         timeout=300,
