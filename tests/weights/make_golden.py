@@ -3,7 +3,7 @@
 Needs torch, diffusers and transformers, which nothing else here does. The files in the repository
 were made with diffusers 0.42, transformers 5.24, torch 2.13:
 
-    python tests/weights/make_golden.py
+    python -m tests.weights.make_golden
 
 `pipeline/` is a folder that a tiny random WanPipeline saved, float16, its transformer in several
 files; `pipeline.npz` holds what it makes in float32: token ids, text features, latents and frames
@@ -28,29 +28,14 @@ from diffusers import (
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from tests.models.make_golden import randomise
+
 FOLDER = pathlib.Path(__file__).parent / "golden"
 PROMPT = "A red circle moves &amp; turns  right."
 SIZE, FRAMES, STEPS, GUIDANCE = (48, 32), 9, 20, 5.0
 LATENTS = (1, 3, 4, 6, 4)  # [B, T, h, w, C]
 # Shift and steps of the schedules that are compared.
 SCHEDULES = ((5.0, 20), (3.0, 50), (1.0, 7), (8.0, 2), (5.0, 1))
-
-
-def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Weights for which every tensor matters, that float16 holds exactly."""
-    random = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        value = torch.randn(parameter.shape, generator=random)
-        if name.endswith("gamma") or ("norm" in name and name.endswith("weight")):
-            value = 1 + 0.3 * value
-        elif name.endswith(("bias", "bias.weight")):
-            value = 0.2 * value
-        elif "table" in name or "shared" in name:
-            value = 0.5 * value
-        else:
-            value = value * parameter[0].numel() ** -0.5
-        parameter.data = value.half().float()
-    return model.eval()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
