@@ -43,7 +43,7 @@ class Work(NamedTuple):
 
 
 def make_task(config: ConfigDict, sizes: Sizes) -> Any:
-    """The task of a training run, whose frozen parameters are shapes."""
+    """The task of a training run; no parameters are used that it does not train."""
     if config.task == "vae":
         loss = config.loss
         task = VAETask(sizes.vae, sizes.dtype, loss.kl, loss.gradient, config.data.fps)
@@ -75,7 +75,6 @@ def train_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work
     task = make_task(config, sizes)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
     state = abstract_state(task.init, tx, mesh)
-    frozen = _everywhere(task.frozen, mesh)
     batch = _batch(sizes, mesh, clips)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     settings = {"ema_decay": config.loop.ema_decay, "accumulate": config.loop.accumulate}
@@ -84,10 +83,9 @@ def train_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work
         "parameters": state.params,
         "EMA": state.ema,
         "optimizer": (state.opt_state, state.step, state.bad_steps, state.skipped),
-        "frozen": frozen,
         "batch": batch,
     }
-    return Work(step, (state, frozen, batch, _key()), kinds, task.flops(batch))
+    return Work(step, (state, task.frozen, batch, _key()), kinds, task.flops(batch))
 
 
 def sample_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:
