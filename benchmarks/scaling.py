@@ -8,8 +8,10 @@ import json
 import pathlib
 import sys
 
+from sora_jax.pod.chips import GIB
+from sora_jax.pod.report import needed_gib
+
 PARTS = ("compiler", "kernels", "collectives")
-GIB = 2**30
 
 
 def main(plot: str, *plans: str) -> None:
@@ -19,12 +21,11 @@ def main(plot: str, *plans: str) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for one in reports:
         mesh = ", ".join(f"{axis} {size}" for axis, size in one["mesh"].items() if size > 1)
-        memory = one["memory_bytes"]
-        peak = (memory["compiler_peak"] + memory["held_but_unread"]) / GIB
         moved = sum(row["link_bytes"] for row in one["collectives"]) / GIB
         print(
-            f"| {one['topology']} | {one['chips']} | {mesh} | {one['clips']} | {peak:.1f} | "
-            f"{moved:.0f} | {one['seconds']['step']:.2f} s | {one['mfu']:.1%} |"
+            f"| {one['topology']} | {one['chips']} | {mesh} | {one['clips']} | "
+            f"{needed_gib(one):.1f} | {moved:.0f} | "
+            f"{one['seconds']['step']:.2f} s | {one['mfu']:.1%} |"
         )
     draw(plot, reports)
 

@@ -87,6 +87,12 @@ def _by_kind(moved: list[Collective]) -> list[dict[str, Any]]:
     return [dict(zip(names, (*key, *row))) for key, row in sorted(sums.items())]
 
 
+def needed_gib(report: Mapping[str, Any]) -> float:
+    """GiB a chip that a plan takes: the compiler's peak, and what the run holds beside it."""
+    memory = report["memory_bytes"]
+    return (memory["compiler_peak"] + memory["held_but_unread"]) / GIB
+
+
 def tell(report: Mapping[str, Any]) -> str:
     """The report in lines."""
     mesh = " ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
@@ -104,12 +110,11 @@ def tell(report: Mapping[str, Any]) -> str:
 
 def _memory_lines(report: Mapping[str, Any]) -> list[str]:
     memory, hbm = report["memory_bytes"], report["hbm_gib"]
-    peak = (memory["compiler_peak"] + memory["held_but_unread"]) / GIB
     verdict = "fits" if report["fits"] else "does not fit"
     whole = memory["arguments_temporaries_outputs"] / GIB
     lines = [
-        f"{verdict}: {peak:.2f} of {hbm} GiB a chip; arguments, temporaries and outputs that "
-        f"replace none add up to {whole:.2f}",
+        f"{verdict}: {needed_gib(report):.2f} of {hbm} GiB a chip; arguments, temporaries and "
+        f"outputs that replace none add up to {whole:.2f}",
     ]
     for kind, count in memory["kinds"].items():
         lines.append(_row(kind, count))

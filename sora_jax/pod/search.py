@@ -20,7 +20,7 @@ from sora_jax.pod.chips import GIB, Slice
 from sora_jax.pod.compiling import Plan, compile_plan, plan_mesh, trace
 from sora_jax.pod.estimate import LINKS
 from sora_jax.pod.programs import Work, make_task
-from sora_jax.pod.report import make_report
+from sora_jax.pod.report import make_report, needed_gib
 from sora_jax.pod.sizes import Sizes, default_batch, read_sizes
 from sora_jax.sharding import MESH_AXES, RULES
 
@@ -186,12 +186,10 @@ def table(reports: list[dict[str, Any]]) -> str:
         if "error" in report:
             lines.append(f"{mesh:<44}{report['remat']:<12}{report['error'][:60]}")
             continue
-        memory = report["memory_bytes"]
-        peak = (memory["compiler_peak"] + memory["held_but_unread"]) / GIB
         step = report["seconds"]["step"]
         misfit = "" if report["fits"] else "  does not fit"
         lines.append(
-            f"{mesh:<44}{report['remat']:<12}{peak:12.2f}{step:10.4g}{report['mfu']:8.1%}{misfit}"
+            f"{mesh:<44}{report['remat']:<12}{needed_gib(report):12.2f}{step:10.4g}{report['mfu']:8.1%}{misfit}"
         )
     return "\n".join(lines)
 
