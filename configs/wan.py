@@ -13,6 +13,7 @@ Plans without a pod, with the figures of docs/pods.md:
 | 1.3b | Wan 2.1's of 1.3 B parameters | 81 frames at 480p, images |
 | 5b | Wan 2.2's of 5 B, on latents of 16 x 16 pixels | 121 frames at 720p, images |
 | 14b | Wan 2.1's of 14 B | 81 frames at 480p and 720p, images |
+| 14b_v6e | the same on chips of 32 GB; a mesh of 16 x 16 |
 | 14b_1080p | the same, from the model of the line above | 81 frames at 1080p, images |
 | minute | that of 5 B | one minute of 1080p, 30 frames a second, in one sequence |
 | images | that of 1.3 B | images of up to 2048 x 2048 |
@@ -32,7 +33,7 @@ SIZES = {
     "14b": {"width": 5120, "layers": 40, "heads": 40, "mlp_width": 13824},
 }
 TRANSFORMER = {
-    **{"1.3b": "1.3b", "5b": "5b", "14b": "14b", "14b_1080p": "14b"},
+    **{"1.3b": "1.3b", "5b": "5b", "14b": "14b", "14b_v6e": "14b", "14b_1080p": "14b"},
     **{"minute": "5b", "images": "1.3b"},
 }
 ASPECT_RATIOS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
@@ -50,6 +51,7 @@ def make_shapes(name):
         "1.3b": ((1, 81), ("480p",), 16),
         "5b": ((1, 121), ("704p",), 32),
         "14b": ((1, 81), ("480p", "720p"), 16),
+        "14b_v6e": ((1, 81), ("480p", "720p"), 16),
         "14b_1080p": ((1, 81), ("1080p",), 16),
         "images": ((1,), ("720p", "1080p", "2048"), 16),
     }[name]
@@ -69,8 +71,11 @@ def get_config(model="1.3b"):
     size = TRANSFORMER[model]
     config = shapes_dit.get_config()
     config.dtype = "bfloat16"
-    config.remat = "offload" if size == "14b" else "results"
+    config.remat = "offload" if size == "14b" else "hidden"
     config.mesh = ConfigDict({"data": -1, "fsdp": -1, "context": 4, "tensor": 1})
+    if model == "14b_v6e":
+        config.remat = "results"
+        config.mesh.update({"data": 1, "context": 16})
     if model == "14b_1080p":
         config.mesh.context = 8
     if model == "minute":

@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from sora_jax.models import blockwise, splash
-from sora_jax.models.context_parallel import Kernel, attend_locally, attend_over_context
+from sora_jax.models.context_parallel import Kernel, Names, attend_locally, attend_over_context
 from sora_jax.sharding import fitting_spec, is_split
 
 _PLAIN_SCORES = 2**18  # up to this many scores over all heads and clips, loops only cost time
@@ -24,7 +24,7 @@ def attend(
     v: jax.Array,
     *,
     mask: jax.Array | None = None,
-    name: str = "attention",
+    names: Names = Names("attention"),
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v for each head, with the softmax in float32.
 
@@ -37,7 +37,7 @@ def attend(
       v: values, shaped like the keys.
       mask: bool, shaped like the keys' [B, tokens], those that may be attended to, at least one a
         clip; None for all.
-      name: of the result for a policy of what the backward pass keeps (`jax.checkpoint_policies`).
+      names: for a policy of what the backward pass keeps.
 
     Returns:
       Shaped like q, in its dtype.
@@ -54,11 +54,11 @@ def attend(
     if b * heads * n * arrays[1].shape[1] <= _PLAIN_SCORES:
         return _plain(*arrays).reshape(q.shape)
     if not is_split():
-        return attend_locally(_KERNEL, name, *arrays).reshape(q.shape)
-    return _on_mesh(q, k, v, mask, name)
+        return attend_locally(_KERNEL, names, *arrays).reshape(q.shape)
+    return _on_mesh(q, k, v, mask, names)
 
 
-def _on_mesh(q, k, v, mask, name):
+def _on_mesh(q, k, v, mask, names):
     """Every device attends for its own clips, heads and queries; keys travel if they are split."""
 
     def spec(x):
@@ -68,8 +68,8 @@ def _on_mesh(q, k, v, mask, name):
     def local(q, k, v, mask):
         arrays = (_flat(q), _flat(k), _flat(v), _flat_mask(mask))
         if context is None:
-            return attend_locally(_KERNEL, name, *arrays).reshape(q.shape)
-        return attend_over_context(_KERNEL, name, *arrays, axis=context).reshape(q.shape)
+            return attend_locally(_KERNEL, names, *arrays).reshape(q.shape)
+        return attend_over_context(_KERNEL, names, *arrays, axis=context).reshape(q.shape)
 
     keys = spec(k)
     context = keys[2] if k.ndim == 5 else None

@@ -24,6 +24,19 @@ class Kernel(NamedTuple):
     backward: Callable
 
 
+class Names(NamedTuple):
+    """What rematerialisation policies know arrays by (`jax.checkpoint_policies`).
+
+    Attributes:
+      result: of the attention.
+      operands: queries, keys and values as the kernel takes them, None for no name. Kept, they
+        spare the backward pass what was done to them, such as sending them to other devices.
+    """
+
+    result: str
+    operands: str | None = None
+
+
 class Ring(NamedTuple):
     """Where keys and values go: `hops` - 1 times from each device to the one `stride` further."""
 
@@ -39,18 +52,15 @@ class Ring(NamedTuple):
 
 
 def attend_locally(
-    kernel: Kernel, name: str, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
+    kernel: Kernel, names: Names, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
 ) -> jax.Array:
-    """Attention of q [B, N, K, d] to k and v [B, M, K, d] that are all on this device.
-
-    The backward pass needs the result, which `name` marks for a rematerialisation policy.
-    """
-    return _attend(kernel, name, None, q, k, v, mask)
+    """Attention of q [B, N, K, d] to k and v [B, M, K, d] that are all on this device."""
+    return _attend(kernel, names, None, q, k, v, mask)
 
 
 def attend_over_context(
     kernel: Kernel,
-    name: str,
+    names: Names,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -61,7 +71,7 @@ def attend_over_context(
     """Attention to the tokens of all devices along a mesh axis; call it under `jax.shard_map`.
 
     Args:
-      kernel, name: see `attend_locally`.
+      kernel, names: what to use, and how to call it.
       q, k, v: [B, N, K, d], this device's tokens.
       mask: bool [B, N], which of them may be attended to; None for all.
       axis: name of the mesh axis.
@@ -73,30 +83,32 @@ def attend_over_context(
     group = math.gcd(size, heads)
     ring = Ring(axis, group, size // group) if size > group else None
     if group == 1:
-        return _attend(kernel, name, ring, q, k, v, mask)
+        return _attend(kernel, names, ring, q, k, v, mask)
     groups = [[first + i for i in range(group)] for first in range(0, size, group)]
     exchange = partial(lax.all_to_all, axis_name=axis, axis_index_groups=groups, tiled=True)
     q, k, v = (exchange(x, split_axis=2, concat_axis=1) for x in (q, k, v))
     if mask is not None:
         mask = lax.all_gather(mask, axis, axis=1, axis_index_groups=groups, tiled=True)
-    return exchange(_attend(kernel, name, ring, q, k, v, mask), split_axis=1, concat_axis=2)
+    return exchange(_attend(kernel, names, ring, q, k, v, mask), split_axis=1, concat_axis=2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(kernel, name, ring, q, k, v, mask):
-    return _attend_forward(kernel, name, ring, q, k, v, mask)[0]
+def _attend(kernel, names, ring, q, k, v, mask):
+    return _attend_forward(kernel, names, ring, q, k, v, mask)[0]
 
 
-def _attend_forward(kernel, name, ring, q, k, v, mask):
+def _attend_forward(kernel, names, ring, q, k, v, mask):
+    if names.operands:
+        q, k, v = (checkpoint_name(x, names.operands) for x in (q, k, v))
     if ring is None:
         out, lse = kernel.forward(q, k, v, mask)
     else:
         out, lse = _ring_forward(kernel, ring, q, k, v, mask)
-    out, lse = (checkpoint_name(x, name) for x in (out, lse))
+    out, lse = (checkpoint_name(x, names.result) for x in (out, lse))
     return out, (q, k, v, mask, out, lse)
 
 
-def _attend_backward(kernel, name, ring, residuals, grad):
+def _attend_backward(kernel, names, ring, residuals, grad):
     if ring is None:
         return *kernel.backward(*residuals, grad), None
     return *_ring_backward(kernel, ring, *residuals, grad), None

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.models.attention import attend
+from sora_jax.models.context_parallel import Names
 from sora_jax.models.layers import (
     Dense,
     layer_norm,
@@ -34,7 +35,8 @@ TOKENS = ("batch", None, "tokens", None)
 _INPUT = "input"  # float32, the residual stream
 _ATTENTION, _TEXT_ATTENTION = "attention", "text_attention"  # with their log-sum-exps
 _RESULTS = "results"  # of the three parts
-_QUERIES = "queries"  # and keys of self-attention, normed and turned
+_HIDDEN = "hidden"  # layer of the MLP, before its GELU
+_OPERANDS = "operands"  # of self-attention, as its kernel takes them; queries of the other
 
 _policies = jax.checkpoint_policies
 # What the backward pass of a block finds in memory; the rest it computes again.
@@ -46,12 +48,14 @@ REMAT = {
         _policies.dots_with_no_batch_dims_saveable,
         _policies.save_only_these_names(_ATTENTION, _TEXT_ATTENTION),
     ),
-    # Self-attention, which in long clips is most of the work, and what costs most for its size.
-    "results": _policies.save_only_these_names(_ATTENTION, _RESULTS, _QUERIES),
+    # All that costs much and need not be kept twice.
+    "hidden": _policies.save_only_these_names(_ATTENTION, _RESULTS, _OPERANDS, _HIDDEN),
+    # The same but for the largest. Self-attention is most of the work in long clips.
+    "results": _policies.save_only_these_names(_ATTENTION, _RESULTS, _OPERANDS),
     # The same, all but the attention in the memory of the host.
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[_ATTENTION],
-        names_which_can_be_offloaded=[_INPUT, _RESULTS, _QUERIES],
+        names_which_can_be_offloaded=[_INPUT, _RESULTS, _OPERANDS],
         offload_src="device",
         offload_dst="pinned_host",
     ),
@@ -143,9 +147,9 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array | None) -> jax.Array:
-        turned = (rotate(_heads(self, n, x, normed=True), angles) for n in ("query", "key"))
-        q, k = (checkpoint_name(y, _QUERIES) for y in turned)
-        y = attend(q, k, _heads(self, "value", x, normed=False), mask=mask, name=_ATTENTION)
+        q, k = (rotate(_heads(self, n, x, normed=True), angles) for n in ("query", "key"))
+        v = _heads(self, "value", x, normed=False)
+        y = attend(q, k, v, mask=mask, names=Names(_ATTENTION, _OPERANDS))
         y = y.reshape(x.shape)
         y = Dense(self.config.width, ("heads", "embed"), name="out", dtype=self.dtype)(y)
         return checkpoint_name(y, _RESULTS)
@@ -159,8 +163,8 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        q = checkpoint_name(_heads(self, "query", x, normed=True), _QUERIES)
-        y = attend(q, keys, values, name=_TEXT_ATTENTION).reshape(x.shape)
+        q = checkpoint_name(_heads(self, "query", x, normed=True), _OPERANDS)
+        y = attend(q, keys, values, names=Names(_TEXT_ATTENTION)).reshape(x.shape)
         out = ("heads", "embed")
         y = Dense(self.config.width, out, name="out", dtype=self.dtype, zeros=True)(y)
         return checkpoint_name(y, _RESULTS)
@@ -250,7 +254,8 @@ class Block(nn.Module):
 
         y = modulate(layer_norm(x), parts[3], parts[4]).astype(dtype)
         y = Dense(cfg.mlp_width, ("embed", "mlp"), name="mlp_in", dtype=dtype)(y)
-        y = nn.gelu(constrain(y, (*TOKENS[:-1], "activation_mlp")), approximate=True)
+        y = checkpoint_name(constrain(y, (*TOKENS[:-1], "activation_mlp")), _HIDDEN)
+        y = nn.gelu(y, approximate=True)
         y = Dense(cfg.width, ("mlp", "embed"), name="mlp_out", dtype=dtype)(y)
         y = checkpoint_name(y, _RESULTS)
         x = x + y * parts[5][:, :, None]

@@ -40,7 +40,8 @@ def test_a_plan_of_the_real_step(tmp_path):
     status, said, log = run("-m", "sora_jax.pod", TINY, QUICK, *mesh, *plan)
     assert status == 0, log
     assert "compiling train of 4 clips" in log
-    assert len(log.splitlines()) <= 4, "the compiler's own words"
+    words = [line for line in log.splitlines() if "still compiling" not in line]
+    assert len(words) <= 4, "the compiler's own words"
     report = json.loads(file.read_text())
     assert report["fits"] and "fits: " in said
     assert report["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1}
