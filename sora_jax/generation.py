@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,10 @@ from sora_jax.diffusion.guidance import Scales, Told, guide, is_inside, restore_
 from sora_jax.diffusion.ring import over_windows
 from sora_jax.diffusion.solvers import Step, limit_range, solve
 from sora_jax.models.dit import DiT, DiTConfig, Text, TextReader
+from sora_jax.models.image import ImageConfig, ImageEncoder
+from sora_jax.models.pixels import to_float
 from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.vae import VAEConfig
 from sora_jax.models.vae_clips import decode_clip, decode_piece, encode_clip
 
 # Bytes of one block's activations up to which all that guidance asks goes through the network as
@@ -29,6 +32,58 @@ decode_all = jax.jit(decode_clip, static_argnums=0)
 def read(params: Any, tokens: jax.Array, *, config: TextConfig) -> jax.Array:
     """Text features [B, L, D] of tokens [B, L]."""
     return TextEncoder(config).apply({"params": params}, tokens)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def look(params: Any, pixels: jax.Array, *, config: ImageConfig) -> jax.Array:
+    """Image tokens [n, M, D] of pixels [n, side, side, 3], see `models.image.prepare`."""
+    return ImageEncoder(config).apply({"params": params}, pixels)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "at", "frames"))
+def lay_images(
+    params: Any,
+    images: jax.Array,
+    mean: jax.Array,
+    std: jax.Array,
+    *,
+    config: VAEConfig,
+    at: tuple[int, ...],
+    frames: int,
+) -> jax.Array:
+    """What a transformer sees beside the noise of images in a clip: [1, T, h, w, mask + C].
+
+    The mask says of every frame of a latent frame whether it is an image, of the first, which is
+    alone, as often as of the others. Latents are those of a clip of these images and grey frames.
+
+    Args:
+      params: of the VAE.
+      images: uint8 [n, H, W, 3].
+      mean, std: [C], of latents.
+      config: sizes of the VAE.
+      at: frames where the images are.
+      frames: of the clip.
+    """
+    clip = jnp.zeros((1, frames, *images.shape[1:]), jnp.float32).at[0, at, :].set(to_float(images))
+    latents = encode_clip(config, params, clip, mean, std)
+    stride = config.temporal_stride
+    given = jnp.zeros(frames, jnp.float32).at[at,].set(1.0)
+    mask = jnp.concatenate([jnp.repeat(given[:1], stride), given[1:]])
+    shape = (*latents.shape[:4], stride)
+    mask = jnp.broadcast_to(mask.reshape(1, shape[1], 1, 1, stride), shape)
+    return jnp.concatenate([mask, latents], axis=-1)
+
+
+class Seen(NamedTuple):
+    """What a transformer sees of images besides the noise.
+
+    Attributes:
+      channels: [1, T, h, w, image_channels], the same for all clips of a batch.
+      tokens: [1, M, image_width]; None if it reads none.
+    """
+
+    channels: jax.Array
+    tokens: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +121,7 @@ def generate(
     ceilings: jax.Array | None,
     hidden: jax.Array | None,
     scales: Scales,
+    seen: Seen | None = None,
     *,
     program: Program,
 ) -> jax.Array:
@@ -79,11 +135,16 @@ def generate(
       hidden: noise shaped like x, which the network sees in place of the frames that are given
         when it is not told of them; None if it always is.
       scales: of guidance.
+      seen: of images, in a model with image channels.
       program: what to compile.
     """
     batch, told = x.shape[0], program.told
-    text = TextReader(program.dit).apply({"params": params["text_reader"]}, text)
-    prompted, empty = Text(*(v[:, :batch] for v in text)), Text(*(v[:, batch:] for v in text))
+    tokens = None if seen is None else seen.tokens
+    if tokens is not None:
+        tokens = jnp.broadcast_to(tokens, (len(text), *tokens.shape[1:]))
+    text = TextReader(program.dit).apply({"params": params["text_reader"]}, text, tokens)
+    prompted = jax.tree.map(lambda v: v[:, :batch], text)
+    empty = jax.tree.map(lambda v: v[:, batch:], text)
     texts = [prompted if one.prompt else empty for one in told]
     together = _fit_together(program, len(told), x)
     texts = jax.tree.map(lambda *v: jnp.concatenate(v, 1) if together else jnp.stack(v), *texts)
@@ -91,7 +152,11 @@ def generate(
     def network(x: jax.Array, t: jax.Array, text: Text) -> jax.Array:
         grid = program.level_grid
         level = t if grid is None else jnp.floor(t * grid) / grid
-        y = DiT(program.dit).apply({"params": params}, x, level, text)
+        inputs = x
+        if seen is not None:
+            beside = jnp.broadcast_to(seen.channels, (len(x), *seen.channels.shape[1:]))
+            inputs = jnp.concatenate([x, beside], axis=-1)
+        y = DiT(program.dit).apply({"params": params}, inputs, level, text)
         return clean_from_velocity(x, y, t) if program.dit.prediction == "velocity" else y
 
     if program.ring:

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax import generation
+from sora_jax import generation, image_prompt
 from sora_jax.diffusion.conditioning import Given, lay
 from sora_jax.diffusion.flow import shift_levels, token_shift
 from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
@@ -18,6 +18,7 @@ from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.diffusion.solvers import SOLVERS, schedule, set_off
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit import DiTConfig
+from sora_jax.models.image import ImageConfig, prepare
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, denormalise
 from sora_jax.weights.hub import fetch
@@ -41,10 +42,11 @@ class Model:
 
     Attributes:
       vae_config, dit_config, text_config: sizes.
-      params: {"vae", "dit", "text"}.
+      params: {"vae", "dit", "text"}, and "image" with an image encoder.
       latent_mean, latent_std: [C], of the VAE's latents.
       tokenizer: of prompts.
       settings: defaults of sampling, and what training fixed.
+      image_config: sizes of the image encoder; None without one.
     """
 
     vae_config: VAEConfig
@@ -55,6 +57,7 @@ class Model:
     latent_std: jax.Array
     tokenizer: Tokenizer
     settings: ModelSettings
+    image_config: ImageConfig | None = None
 
     @property
     def fps(self) -> float:
@@ -100,6 +103,7 @@ class Model:
         guidance: float | Guidance | None = None,
         solver: str | None = None,
         given: Sequence[Given] = (),
+        images: Mapping[int, np.ndarray] | None = None,
     ) -> np.ndarray:
         """Frames for a prompt: uint8 [F, H, W, 3], or [B, F, H, W, 3] for a list of prompts.
 
@@ -113,6 +117,8 @@ class Model:
             also says how strongly given frames are, and where on the path.
           solver: "euler", "heun", "deis" or "unipc".
           given: latents that the clip has or starts from, see `sora_jax.prompting`.
+          images: for a model that sees images beside the noise, uint8 [H, W, 3] of the clip's size
+            by their frames: the first, and the last where the model takes it.
 
         Raises:
           ValueError: a value that the model cannot serve, with the remedy.
@@ -126,6 +132,7 @@ class Model:
             guidance=guidance,
             solver=solver,
             given=given,
+            images=images,
         )
         video = self.to_frames(latents)
         return video[0] if isinstance(prompt, str) else video
@@ -141,6 +148,7 @@ class Model:
         guidance: float | Guidance | None = None,
         solver: str | None = None,
         given: Sequence[Given] = (),
+        images: Mapping[int, np.ndarray] | None = None,
     ) -> jax.Array:
         """Normalised clean latents, float32 [B, T, h, w, C], for the arguments of `sample`."""
         settings = self.settings.override(
@@ -148,8 +156,10 @@ class Model:
         )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         shape = self.latent_shape(settings.size, settings.frames)
+        image_prompt.check(self.dit_config, images, given, settings.size, settings.frames)
         shift = self.shift(shape)
         text = self.read(prompts)
+        seen = self.look(images, settings.frames) if images else None
         known, strengths = lay(shape, given)
         known = jnp.broadcast_to(known, (len(prompts), *shape))
         ceilings = np.tile(shift_levels(strengths, np.float32(shift)), (len(prompts), 1))
@@ -158,7 +168,7 @@ class Model:
         x = set_off(noise, levels, known, ceilings)
         # Asking the network without given frames is for nothing where none is kept.
         hidden = noise if (strengths == 0).any() else None
-        return self.advance(text, x, levels, settings, known, ceilings, hidden)
+        return self.advance(text, x, levels, settings, known, ceilings, hidden, seen=seen)
 
     def shift(self, latent_shape: tuple[int, int, int, int]) -> float:
         """The schedule's shift for a clip of latents [T, h, w, C]."""
@@ -205,6 +215,7 @@ class Model:
         hidden: jax.Array | None = None,
         *,
         ring: int = 0,
+        seen: generation.Seen | None = None,
     ) -> jax.Array:
         """Takes noisy latents [B, T, h, w, C] from the first to the last of the levels.
 
@@ -214,6 +225,7 @@ class Model:
           settings: guidance and solver.
           hidden: see `generation.generate`; None for no guidance by given frames.
           ring: see `generation.Program`.
+          seen: of `look`.
         """
         guidance = settings.guidance
         by_frames = guidance.given != 1 and hidden is not None
@@ -230,9 +242,27 @@ class Model:
         # The schedule of a ring is that of its windows.
         scales = as_scales(guidance, self.shift((ring or x.shape[1], *x.shape[2:])))
         hidden = hidden if by_frames else None
-        return generation.generate(
-            self.params["dit"], text, x, levels, known, ceilings, hidden, scales, program=program
+        arrays = text, x, levels, known, ceilings, hidden, scales, seen
+        return generation.generate(self.params["dit"], *arrays, program=program)
+
+    def look(self, images: Mapping[int, np.ndarray], frames: int) -> generation.Seen:
+        """What the transformer sees of images by their frames, in a clip of so many frames."""
+        at = tuple(sorted(images))
+        tokens = None
+        if self.image_config is not None:
+            pixels = np.stack([prepare(images[frame], self.image_config) for frame in at])
+            tokens = generation.look(self.params["image"], pixels, config=self.image_config)
+            tokens = tokens.reshape(1, -1, tokens.shape[-1])
+        channels = generation.lay_images(
+            self.params["vae"],
+            np.stack([images[frame] for frame in at]),
+            self.latent_mean,
+            self.latent_std,
+            config=self.vae_config,
+            at=at,
+            frames=frames,
         )
+        return generation.Seen(channels, tokens)
 
     def encode(self, frames: np.ndarray) -> jax.Array:
         """Normalised latents [B, T, h, w, C] of frames uint8 [B, F, H, W, 3]."""
@@ -281,8 +311,11 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
     parts = load_parts(folder, kept)
     vae, (dit_config, dit_params), (text_config, text_params) = parts.vae, parts.dit, parts.text
     params = {"vae": vae.params, "dit": dit_params, "text": text_params}
+    image_config = None
+    if parts.image is not None:
+        image_config, params["image"] = parts.image
     tokenizer = Tokenizer.from_file(parts.tokenizer)
-    _check_parts(folder, vae, dit_config, text_config)
+    _check_parts(folder, vae, dit_config, text_config, image_config)
     check_vocabulary(folder, tokenizer.vocabulary, text_config)
     return Model(
         vae.config,
@@ -293,19 +326,30 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
         jnp.asarray(vae.std),
         tokenizer,
         read_settings(parts.settings, folder),
+        image_config,
     )
 
 
 def _check_parts(
-    folder: pathlib.Path, vae: LoadedVAE, dit_config: DiTConfig, text_config: TextConfig
+    folder: pathlib.Path,
+    vae: LoadedVAE,
+    dit_config: DiTConfig,
+    text_config: TextConfig,
+    image_config: ImageConfig | None,
 ) -> None:
     """Raises ValueError where parts that are whole by themselves do not fit each other."""
     channels = vae.config.latent_channels
+    beside = vae.config.temporal_stride + channels if dit_config.image_channels else 0
+    image_width = image_config.width if image_config else 0
+    tokens = 2 * image_config.tokens if image_config and dit_config.image_positions else 0
     for what, given, fits in (
         ("latent_channels of the dit", dit_config.latent_channels, channels),
         ("length of latent_mean", vae.mean.size, channels),
         ("length of latent_std", vae.std.size, channels),
         ("text_width of the dit", dit_config.text_width, text_config.width),
+        ("image_channels of the dit", dit_config.image_channels, beside),
+        ("image_width of the dit", dit_config.image_width, image_width),
+        ("image_positions of the dit", dit_config.image_positions, tokens),
     ):
         if given != fits:
             raise ValueError(

@@ -23,6 +23,7 @@ from sora_jax.seams import fade_in
 from sora_jax.windows import (
     Windows,
     check_frames,
+    check_free,
     check_pixels,
     check_same_size,
     check_seconds,
@@ -46,10 +47,14 @@ def animate(
       image: uint8 [H, W, 3]; the video has its size.
       prompt: what happens.
       **sampling: frames, seed, steps, guidance, solver of `Model.sample`.
+
+    A model that sees images beside the noise makes the first frame too, much like the image.
     """
     check_frames(model, image[None], "the image")
     if sampling.get("frames") == 1:
         raise ValueError("a video of one frame is the image itself; ask for more frames")
+    if model.dit_config.image_channels:
+        return model.sample(prompt, size=size_of(image), images={0: image}, **sampling)
     first = Given(model.encode(image[None, None])[0], 0)
     clip = model.sample(prompt, size=size_of(image), given=[first], **sampling)
     clip[..., 1:, :, :, :] = fade_in(clip[..., 1:, :, :, :], clip[..., 0, :, :, :], image)
@@ -120,6 +125,7 @@ def edit(
       ValueError: a strength outside [0, 1], or not as many as frames.
     """
     check_frames(model, video, "the video")
+    check_free(model)
     stride, count = model.vae_config.temporal_stride, len(video)
     each = np.asarray(strength, np.float32)
     if each.ndim and each.shape != (count,):
@@ -162,6 +168,7 @@ def enlarge(
       ValueError: a size that is smaller, of another shape, or off the model's grid.
     """
     check_pixels(video, "the video")
+    check_free(model)
     check_enlarged(model, size_of(video), size)
     width, height = size
     shape = (len(video), height, width, 3)
@@ -194,6 +201,8 @@ def from_keyframes(
 ) -> np.ndarray:
     """A video in which given images appear at given times.
 
+    A model that sees images beside the noise takes one at the beginning, and one on the last frame.
+
     Args:
       keyframes: images uint8 [H, W, 3] of one size by their time in seconds.
       prompt: what happens.
@@ -209,7 +218,12 @@ def from_keyframes(
     frames = model.settings.frames if frames is None else frames
     stride = model.vae_config.temporal_stride
     first = next(iter(keyframes.values()))
-    given, times = [], {}
+    given, times, images = [], {}, {}
+    beside = model.dit_config.image_channels > 0
+    if beside and strength:
+        raise ValueError(
+            f"strength {strength}: this model takes images as they are; leave the strength at 0"
+        )
     for time, image in sorted(keyframes.items()):
         check_frames(model, image[None], f"the keyframe at {time} s")
         check_same_size(first, image)
@@ -226,7 +240,11 @@ def from_keyframes(
                 f"holds {stride / model.fps:.3g} s: move them apart"
             )
         times[start] = time
+        if beside:
+            images[frame] = image
+            continue
         still = np.repeat(image[None], stride, axis=0)
         latents = model.encode(image[None, None])[0] if start == 0 else encode_inside(model, still)
         given.append(Given(latents, start, strength))
-    return model.sample(prompt, size=size_of(first), frames=frames, given=given, **sampling)
+    sampling |= {"images": images} if beside else {"given": given}
+    return model.sample(prompt, size=size_of(first), frames=frames, **sampling)

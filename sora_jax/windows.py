@@ -35,10 +35,20 @@ def check_seconds(seconds: float) -> float:
 
 
 def check_prompt(model: Model, prompt: str) -> None:
-    """Raises ValueError unless a prompt is one text that the model has the room to read."""
+    """Raises ValueError unless a model makes videos of one text, and has the room to read it."""
+    check_free(model)
     if not isinstance(prompt, str):
         raise ValueError(f"the prompt is {prompt!r}: one video is made here, so give one text")
     model.tokenizer.check_length(prompt, model.settings.text_length)
+
+
+def check_free(model: Model) -> None:
+    """Raises ValueError for a model that makes nothing but what begins with an image."""
+    if model.dit_config.image_channels:
+        raise ValueError(
+            "this model sees images beside the noise and makes videos that begin with one, and no "
+            "others: animate an image, or take a text-to-video model"
+        )
 
 
 def size_of(frames: np.ndarray) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from sora_jax.models.attention import attend
 from sora_jax.models.context_parallel import Names
 from sora_jax.models.layers import (
     Dense,
+    LayerNorm,
     layer_norm,
     patchify,
     rms_norm,
@@ -77,6 +78,12 @@ class DiTConfig:
       text_width: width of the text features.
       time_features: sinusoids of the noise level.
       prediction: what the output is, "clean" or "velocity".
+      image_channels: channels that images are given by beside the noise, 0 for none; in Wan 2.1 I2V
+        20, of them 4 a mask and 16 latents.
+      image_width: width of image tokens, which cross-attention sees beside the text, 0 for none;
+        1280 in Wan 2.1 I2V, whose tokens are CLIP's.
+      image_positions: number of image tokens that have a position of their own, those of a first
+        and a last frame; 0 for none.
 
     Raises:
       ValueError: a size is not positive, or sizes do not fit each other.
@@ -91,6 +98,9 @@ class DiTConfig:
     text_width: int = 4096
     time_features: int = 256
     prediction: str = "clean"
+    image_channels: int = 0
+    image_width: int = 0
+    image_positions: int = 0
 
     def __post_init__(self):
         check_positive(self, "width", "layers", "heads", "mlp_width")
@@ -107,6 +117,15 @@ class DiTConfig:
             )
         if self.prediction not in ("clean", "velocity"):
             raise ValueError(f"prediction {self.prediction!r} must be 'clean' or 'velocity'")
+        for name in ("image_channels", "image_width", "image_positions"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"DiTConfig.{name} is {getattr(self, name)}; use 0 for none")
+        for name, needed in (("image_width", "channels"), ("image_positions", "width")):
+            if getattr(self, name) and not getattr(self, f"image_{needed}"):
+                raise ValueError(
+                    f"DiTConfig.{name} is {getattr(self, name)} without image_{needed}; set both, "
+                    "or neither"
+                )
 
     @property
     def head_width(self) -> int:
@@ -123,10 +142,15 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 class Text(NamedTuple):
-    """What the blocks see of a prompt: keys and values float [layers, B, L, heads, d]."""
+    """What the blocks see of a prompt: keys and values float [layers, B, L, heads, d].
+
+    Those of image tokens, of which there are M instead of L, are None in a model that reads none.
+    """
 
     keys: jax.Array
     values: jax.Array
+    image_keys: jax.Array | None = None
+    image_values: jax.Array | None = None
 
 
 def _heads(module: nn.Module, name: str, x: jax.Array, *, normed: bool) -> jax.Array:
@@ -156,49 +180,100 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of x [B, T, S, D] to keys and values [B, L, K, d] that are there already."""
+    """Attention of x [B, T, S, D] to keys and values [B, L, K, d] that are there already.
+
+    Image tokens have a softmax of their own; the results are added.
+    """
 
     config: DiTConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, text: Text) -> jax.Array:
         q = checkpoint_name(_heads(self, "query", x, normed=True), _OPERANDS)
-        y = attend(q, keys, values, names=Names(_TEXT_ATTENTION)).reshape(x.shape)
+        names = Names(_TEXT_ATTENTION)
+        y = attend(q, text.keys, text.values, names=names)
+        if text.image_keys is not None:
+            y = y + attend(q, text.image_keys, text.image_values, names=names)
+        y = y.reshape(x.shape)
         out = ("heads", "embed")
         y = Dense(self.config.width, out, name="out", dtype=self.dtype, zeros=True)(y)
         return checkpoint_name(y, _RESULTS)
 
 
 class KeysAndValues(nn.Module):
-    """Keys and values of one block for embedded text [B, L, D]; scanned, so with a carry."""
+    """Keys and values of one block for embedded tokens; scanned, so with a carry."""
 
     config: DiTConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, carry: None, text: jax.Array) -> tuple[None, Text]:
+    def __call__(self, carry: None, text: jax.Array, image: jax.Array | None) -> tuple[None, Text]:
+        """Text [B, L, D] and image [B, M, D]."""
         keys = _heads(self, "key", text, normed=True)
-        return carry, Text(keys, _heads(self, "value", text, normed=False))
+        result = Text(keys, _heads(self, "value", text, normed=False))
+        if image is None:
+            return carry, result
+        keys = _heads(self, "image_key", image, normed=True)
+        values = _heads(self, "image_value", image, normed=False)
+        return carry, result._replace(image_keys=keys, image_values=values)
+
+
+class ImageIn(nn.Module):
+    """Image tokens [B, M, image_width] to [B, M, D]: an MLP between two norms."""
+
+    config: DiTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg, dtype = self.config, self.dtype
+        if cfg.image_positions:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
+            shape = (cfg.image_positions, cfg.image_width)
+            x = x + self.param("positions", zeros, shape)[None]
+        x = LayerNorm(name="norm_in")(x).astype(dtype)
+        x = Dense(cfg.image_width, (None, "embed"), name="mlp_in", dtype=dtype)(x)
+        x = nn.gelu(x, approximate=False)
+        x = Dense(cfg.width, ("embed", None), name="mlp_out", dtype=dtype)(x)
+        return LayerNorm(name="norm_out")(x).astype(dtype)
 
 
 class TextReader(nn.Module):
-    """What every block sees of a prompt. It does not depend on the noise: once a video will do."""
+    """What every block sees of a prompt, and of the tokens of an image.
+
+    It does not depend on the noise: once a video will do.
+    """
 
     config: DiTConfig
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, text: jax.Array) -> Text:
-        """Features [B, L, text_width], zeros after the prompt's end, to keys and values."""
+    def __call__(self, text: jax.Array, image: jax.Array | None = None) -> Text:
+        """Keys and values of features.
+
+        Args:
+          text: [B, L, text_width], zeros after the prompt's end.
+          image: tokens [B, M, image_width], in a model with image_width only.
+
+        Raises:
+          ValueError: image tokens are missing, or too many.
+        """
         cfg, dtype = self.config, self.dtype
+        if (image is None) != (cfg.image_width == 0):
+            raise ValueError(
+                f"image_width is {cfg.image_width}, and image tokens are "
+                f"{'missing' if image is None else 'given'}: a model reads them if it is not 0"
+            )
+        if image is not None:
+            image = ImageIn(cfg, dtype, name="image_in")(image)
         text = Dense(cfg.width, (None, "embed"), name="text_in", dtype=dtype)(text.astype(dtype))
         text = nn.gelu(text, approximate=True)
         text = Dense(cfg.width, ("embed", None), name="text_out", dtype=dtype)(text)
         # Its weights are gathered again in the backward pass: all blocks' would be kept whole.
         block = nn.remat(KeysAndValues, prevent_cse=False)
         blocks = _scan(block, cfg.layers, nn.broadcast)
-        return blocks(cfg, dtype, name="blocks")(None, text)[1]
+        return blocks(cfg, dtype, name="blocks")(None, text, image)[1]
 
 
 def _scan(block: type[nn.Module], layers: int, in_axes: object) -> type[nn.Module]:
@@ -250,7 +325,7 @@ class Block(nn.Module):
         bias = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
         y = layer_norm(x) * self.param("text_norm_scale", ones, (cfg.width,))[None, None, None]
         y = y + self.param("text_norm_bias", bias, (cfg.width,))[None, None, None]
-        x = x + CrossAttention(cfg, dtype, name="cross_attention")(y.astype(dtype), *text)
+        x = x + CrossAttention(cfg, dtype, name="cross_attention")(y.astype(dtype), text)
 
         y = modulate(layer_norm(x), parts[3], parts[4]).astype(dtype)
         y = Dense(cfg.mlp_width, ("embed", "mlp"), name="mlp_in", dtype=dtype)(y)
@@ -276,22 +351,26 @@ class DiT(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array | Text) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, t: jax.Array, text: jax.Array | Text, image: jax.Array | None = None
+    ) -> jax.Array:
         """The prediction for noisy latents.
 
         Args:
-          x: float32 [B, T, h, w, C].
+          x: float32 [B, T, h, w, C], behind whose C = latent_channels those of images follow where
+            the model takes any: C = latent_channels + image_channels.
           t: noise levels [B, T] in [0, 1], 0 clean.
           text: features [B, L, text_width], zeros after the prompt's end, or what a `TextReader`
-            with the parameters "text_reader" made of them.
+            with the parameters "text_reader" made of them, and of the image.
+          image: tokens [B, M, image_width] beside features of text, if the model reads any.
 
         Returns:
-          float32, shaped like x: clean latents or velocity, by `config.prediction`.
+          float32 [B, T, h, w, latent_channels]: clean latents or velocity, by `config.prediction`.
         """
         cfg, dtype = self.config, self.dtype
         grid = cfg.grid(x.shape[1:4])
         if not isinstance(text, Text):
-            text = TextReader(cfg, dtype, name="text_reader")(text)
+            text = TextReader(cfg, dtype, name="text_reader")(text, image)
 
         time = sinusoids(t[:, :: cfg.patch[0]], cfg.time_features)
         time = Dense(cfg.width, (None, "embed"), name="time_in", dtype=jnp.float32)(time)
@@ -344,17 +423,24 @@ def _fill_up(x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax
 
 def init_dit(config: DiTConfig, key: jax.Array) -> dict:
     """Parameters (boxed with their logical axes) of a transformer."""
-    x = jnp.zeros((1, *config.patch, config.latent_channels))
+    x = jnp.zeros((1, *config.patch, config.latent_channels + config.image_channels))
     text = jnp.zeros((1, 1, config.text_width))
-    return DiT(config).init(key, x, jnp.zeros((1, config.patch[0])), text)["params"]
+    inputs = [x, jnp.zeros((1, config.patch[0])), text]
+    if config.image_width:
+        inputs.append(jnp.zeros((1, config.image_positions or 1, config.image_width)))
+    return DiT(config).init(key, *inputs)["params"]
 
 
-def flops(config: DiTConfig, tokens: int, text_tokens: int, frames: int = 1) -> int:
+def flops(
+    config: DiTConfig, tokens: int, text_tokens: int, frames: int = 1, image_tokens: int = 0
+) -> int:
     """Floating-point operations of one forward pass of one clip (a multiply-add is two)."""
-    d, n, m = config.width, tokens, text_tokens
-    patch = config.latent_channels * config.patch[0] * config.patch[1] * config.patch[2]
+    d, n, m = config.width, tokens, text_tokens + image_tokens
+    patch = config.patch[0] * config.patch[1] * config.patch[2]
     block = 2 * n * d * (4 * d + 2 * d + 2 * config.mlp_width) + 2 * m * d * 2 * d
     block += 4 * n * n * d + 4 * n * m * d
-    ends = 2 * n * d * 2 * patch + 2 * m * (config.text_width * d + d * d)
+    ends = 2 * n * d * patch * (2 * config.latent_channels + config.image_channels)
+    ends += 2 * text_tokens * (config.text_width * d + d * d)
+    ends += 2 * image_tokens * config.image_width * (config.image_width + d)
     ends += 2 * frames * (config.time_features * d + d * d + 6 * d * d)
     return config.layers * block + ends

@@ -50,6 +50,18 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     return (x - mean) * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + eps)
 
 
+class LayerNorm(nn.Module):
+    """`layer_norm` with the learned scale and bias of PyTorch's: float32, as is its result."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, ones, zeros = x.shape[-1:], nn.initializers.ones, nn.initializers.zeros
+        scale = self.param("scale", nn.with_logical_partitioning(ones, ("embed",)), shape)
+        bias = self.param("bias", nn.with_logical_partitioning(zeros, ("embed",)), shape)
+        broadcast = (1,) * (x.ndim - 1) + (-1,)
+        return layer_norm(x, 1e-5) * scale.reshape(broadcast) + bias.reshape(broadcast)
+
+
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float = 1e-6) -> jax.Array:
     """RMSNorm with a learned gain over the last axis, in float32 (arXiv 1910.07467)."""
     x = x.astype(jnp.float32)

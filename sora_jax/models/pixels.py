@@ -5,7 +5,9 @@ import jax.numpy as jnp
 
 
 def to_float(frames: jax.Array) -> jax.Array:
-    """uint8 pixels to float32 in [-1, 1]."""
+    """uint8 pixels to float32 in [-1, 1]; float32 is that already."""
+    if frames.dtype == jnp.float32:
+        return frames
     return frames.astype(jnp.float32) / 127.5 - 1.0
 
 

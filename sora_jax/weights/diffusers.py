@@ -1,4 +1,4 @@
-"""Parameters to and from the tensors of PyTorch diffusers' Wan and transformers' UMT5.
+"""Parameters to and from the tensors of PyTorch diffusers' Wan, transformers' UMT5 and CLIP.
 
 Pure renaming and reordering, so both directions are exact in every bit and keep the dtype. The
 tensors are a flat mapping from PyTorch names to numpy arrays in PyTorch's layouts, as a safetensors
@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.image import ImageConfig, init_image
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, init_vae
 
@@ -78,7 +79,7 @@ def vae_to_diffusers(params: Mapping[str, Any], config: VAEConfig) -> dict[str, 
 
 
 def dit_from_diffusers(tensors: Tensors, config: DiTConfig) -> dict[str, Any]:
-    """Parameters of our transformer from the state dict of a text-to-video WanTransformer3DModel.
+    """Parameters of our transformer from the state dict of a WanTransformer3DModel.
 
     Raises:
       ValueError: a tensor is missing, unknown or of another shape than `config` asks for.
@@ -114,6 +115,25 @@ def text_to_transformers(params: Mapping[str, Any], config: TextConfig) -> dict[
     return _save(params, _text_entries(config))
 
 
+def image_from_transformers(tensors: Tensors, config: ImageConfig) -> dict[str, Any]:
+    """Parameters of our image encoder from the state dict of a CLIPVisionModel.
+
+    Raises:
+      ValueError: a tensor is missing, unknown or of another shape than `config` asks for.
+    """
+    return _load(name_image_tensors(tensors), _image_entries(config))
+
+
+def image_to_transformers(params: Mapping[str, Any], config: ImageConfig) -> dict[str, np.ndarray]:
+    """The inverse of `image_from_transformers`; raises as it does."""
+    return _save(params, _image_entries(config))
+
+
+def name_image_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The same by the names that published files have: transformers 5 writes them without model."""
+    return {f"{_VISION}{name.removeprefix(_VISION)}": x for name, x in tensors.items()}
+
+
 def _load(tensors: Tensors, entries: list[_Entry]) -> dict[str, Any]:
     wanted = {name: entry.their_shape() for entry in entries for name in entry.names()}
     check_shapes({name: tuple(x.shape) for name, x in tensors.items()}, wanted)
@@ -138,8 +158,13 @@ def _save(params: Mapping[str, Any], entries: list[_Entry]) -> dict[str, np.ndar
 
 @functools.cache
 def list_entries(part: str, config: Any) -> tuple[_Entry, ...]:
-    """All parameters of a "vae", "dit" or "text", and which tensors they are made of."""
-    list_part = {"vae": _vae_entries, "dit": _dit_entries, "text": _text_entries}[part]
+    """All parameters of a "vae", "dit", "text" or "image", and which tensors they are made of."""
+    list_part = {
+        "vae": _vae_entries,
+        "dit": _dit_entries,
+        "text": _text_entries,
+        "image": _image_entries,
+    }[part]
     return tuple(list_part(config))
 
 
@@ -220,6 +245,10 @@ _DIT_NAMES = {
     "patch_in": "patch_embedding",
     "text_reader/text_in": "condition_embedder.text_embedder.linear_1",
     "text_reader/text_out": "condition_embedder.text_embedder.linear_2",
+    "text_reader/image_in/norm_in": "condition_embedder.image_embedder.norm1",
+    "text_reader/image_in/mlp_in": "condition_embedder.image_embedder.ff.net.0.proj",
+    "text_reader/image_in/mlp_out": "condition_embedder.image_embedder.ff.net.2",
+    "text_reader/image_in/norm_out": "condition_embedder.image_embedder.norm2",
     "time_in": "condition_embedder.time_embedder.linear_1",
     "time_out": "condition_embedder.time_embedder.linear_2",
     "time_levels": "condition_embedder.time_proj",
@@ -233,6 +262,8 @@ _DIT_NAMES = {
     "blocks/cross_attention/query": "blocks.{}.attn2.to_q",
     "text_reader/blocks/key": "blocks.{}.attn2.to_k",
     "text_reader/blocks/value": "blocks.{}.attn2.to_v",
+    "text_reader/blocks/image_key": "blocks.{}.attn2.add_k_proj",
+    "text_reader/blocks/image_value": "blocks.{}.attn2.add_v_proj",
     "blocks/cross_attention/out": "blocks.{}.attn2.to_out.0",
 }
 _DIT_PARAMETERS = {
@@ -244,6 +275,8 @@ _DIT_PARAMETERS = {
     "blocks/self_attention/key_norm": "blocks.{}.attn1.norm_k.weight",
     "blocks/cross_attention/query_norm": "blocks.{}.attn2.norm_q.weight",
     "text_reader/blocks/key_norm": "blocks.{}.attn2.norm_k.weight",
+    "text_reader/blocks/image_key_norm": "blocks.{}.attn2.norm_added_k.weight",
+    "text_reader/image_in/positions": "condition_embedder.image_embedder.pos_embed",
 }
 
 
@@ -265,8 +298,10 @@ def _dit_entries(config: DiTConfig) -> list[_Entry]:
         rotary = path.startswith(("blocks/self_attention/query", "blocks/self_attention/key"))
         if path in _DIT_PARAMETERS:
             name = _DIT_PARAMETERS[path]
-            table = path.endswith("modulation")
+            table = path.endswith(("modulation", "positions"))
             layout = _TABLE if table else apart if rotary else _SAME
+        elif leaf == "scale":
+            name, layout = f"{_DIT_NAMES[module]}.weight", _SAME
         elif leaf == "kernel":
             name = f"{_DIT_NAMES[module]}.weight"
             layout = patch if module == "patch_in" else apart_linear if rotary else _LINEAR
@@ -302,3 +337,39 @@ def _text_entries(config: TextConfig) -> list[_Entry]:
         _Entry(path, _TEXT_NAMES[path], _LINEAR if path.endswith("kernel") else _SAME, shape)
         for path, shape in _shapes(init, config).items()
     ]
+
+
+_VISION = "vision_model."
+_IMAGE_NAMES = {
+    "patch_in": "embeddings.patch_embedding",
+    "norm_in": "pre_layrnorm",
+    "norm_out": "post_layernorm",
+    "blocks/attention_norm": "encoder.layers.{}.layer_norm1",
+    "blocks/query": "encoder.layers.{}.self_attn.q_proj",
+    "blocks/key": "encoder.layers.{}.self_attn.k_proj",
+    "blocks/value": "encoder.layers.{}.self_attn.v_proj",
+    "blocks/out": "encoder.layers.{}.self_attn.out_proj",
+    "blocks/mlp_norm": "encoder.layers.{}.layer_norm2",
+    "blocks/mlp_in": "encoder.layers.{}.mlp.fc1",
+    "blocks/mlp_out": "encoder.layers.{}.mlp.fc2",
+}
+
+
+def _image_entries(config: ImageConfig) -> list[_Entry]:
+    patch = _Layout(
+        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+        lambda x: x.reshape(config.patch, config.patch, 3, -1).transpose(3, 2, 0, 1),
+    )
+    entries = []
+    for path, shape in _shapes(init_image, config).items():
+        module, _, leaf = path.rpartition("/")
+        layout = _SAME
+        if not module:
+            name = {"class": "class_embedding", "positions": "position_embedding.weight"}[leaf]
+            name = f"embeddings.{name}"
+        else:
+            name = f"{_IMAGE_NAMES[module]}.{'bias' if leaf == 'bias' else 'weight'}"
+            if leaf == "kernel":
+                layout = patch if module == "patch_in" else _LINEAR
+        entries.append(_Entry(path, _VISION + name, layout, shape))
+    return entries

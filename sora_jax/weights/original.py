@@ -8,6 +8,11 @@ _MODULES = {
     "time_embedding.0": "condition_embedder.time_embedder.linear_1",
     "time_embedding.2": "condition_embedder.time_embedder.linear_2",
     "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
 }
@@ -16,6 +21,9 @@ _IN_BLOCKS = {
     "norm3": "norm2",
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
+    "cross_attn.k_img": "attn2.add_k_proj",
+    "cross_attn.v_img": "attn2.add_v_proj",
+    "cross_attn.norm_k_img": "attn2.norm_added_k",
 }
 for _ours, _theirs in (("self_attn", "attn1"), ("cross_attn", "attn2")):
     _IN_BLOCKS |= {f"{_ours}.{name}": f"{_theirs}.to_{name}" for name in "qkv"}

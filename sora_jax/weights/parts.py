@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.image import ImageConfig, init_image
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.model_folder import load_description, load_part
@@ -48,6 +49,7 @@ class Parts(NamedTuple):
       dit, text: configuration and parameters.
       settings: the rest of model.json.
       tokenizer: file of the tokenizer.
+      image: configuration and parameters of the image encoder, if the model has one.
     """
 
     vae: LoadedVAE
@@ -55,6 +57,7 @@ class Parts(NamedTuple):
     text: tuple[TextConfig, Any]
     settings: dict[str, Any]
     tokenizer: pathlib.Path
+    image: tuple[ImageConfig, Any] | None = None
 
 
 def load_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
@@ -81,10 +84,12 @@ def load_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
             model.settings["fps"],
         )
         dit, text = ((model.configs[part], params[part]) for part in ("dit", "text"))
-        return Parts(vae, dit, text, model.settings, model.tokenizer)
+        image = (model.configs["image"], params["image"]) if "image" in params else None
+        return Parts(vae, dit, text, model.settings, model.tokenizer, image)
     description = load_description(folder)
     vae, dit, text = (load(folder, dtype) for load in (load_vae, load_dit, load_text))
-    return Parts(vae, dit, text, description, folder / "tokenizer.json")
+    image = load_image(folder, dtype) if "image" in description["parts"] else None
+    return Parts(vae, dit, text, description, folder / "tokenizer.json", image)
 
 
 def init_text(config: TextConfig, key: jax.Array) -> dict:
@@ -124,6 +129,12 @@ def load_text(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[TextConfig, Any]:
     """The text encoder of a model folder, as `load_vae` loads."""
     config = _config(TextConfig, _part(folder, "text"), folder)
     return config, _params(folder, "text", init_text, config, dtype)
+
+
+def load_image(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[ImageConfig, Any]:
+    """The image encoder of a model folder, as `load_vae` loads."""
+    config = _config(ImageConfig, _part(folder, "image"), folder)
+    return config, _params(folder, "image", init_image, config, dtype)
 
 
 def check_vocabulary(folder: Path, ids: int, text: TextConfig) -> None:

@@ -11,21 +11,27 @@ import pathlib
 from typing import Any, NamedTuple
 
 from sora_jax.models.dit import DiTConfig
+from sora_jax.models.image import ImageConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
+from sora_jax.weights.diffusers import name_image_tensors
 from sora_jax.weights.original import to_diffusers_name
 from sora_jax.weights.streaming import check_part
 from sora_jax.weights.tensor_files import Stored, are_equal, list_tensors, read_json
 from sora_jax.weights.wan_config import (
+    IMAGE_REPOSITORY,
     REPOSITORY,
     read_dit_config,
+    read_image_config,
     read_shift,
     read_text_config,
     read_vae_config,
+    with_image_reader,
 )
 
 _STEM, _TEXT_STEM = "diffusion_pytorch_model", "model"
 _INDEX = "model_index.json"
+_PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 # What Wan's own repositories say only in prose: the shift, and the number of discrete levels.
 _SHIFT, _LEVELS = 5.0, 1000
 _COPY = "shared.weight", "encoder.embed_tokens.weight"
@@ -35,14 +41,14 @@ class OpenModel(NamedTuple):
     """An open model whose names and shapes are checked, and none of whose numbers are read.
 
     Attributes:
-      configs: sizes of the "vae", "dit" and "text".
+      configs: sizes of the "vae", "dit" and "text", and of the "image" encoder if there is one.
       tensors: of each by diffusers' names.
       settings: what model.json holds besides its parts.
       mean, std: of the channels of latents.
       tokenizer: its tokenizer.json.
     """
 
-    configs: dict[str, VAEConfig | DiTConfig | TextConfig]
+    configs: dict[str, VAEConfig | DiTConfig | TextConfig | ImageConfig]
     tensors: dict[str, dict[str, Stored]]
     settings: dict[str, Any]
     mean: list[float]
@@ -82,22 +88,25 @@ def open_model(folder: pathlib.Path) -> OpenModel:
         )
     dit_folder = folder if original else folder / "transformer"
     dit = read_dit_config(dit_folder / "config.json")
+    tensors = {"dit": list_tensors(dit_folder, _STEM)}
     if original:
-        _check_companions(folder)
+        tensors["dit"] = _rename(tensors["dit"], folder)
+        dit = with_image_reader(dit, {name: x.shape for name, x in tensors["dit"].items()})
+        _check_companions(folder, dit)
     vae, mean, std = read_vae_config(folder / "vae" / "config.json")
     text = read_text_config(folder / "text_encoder" / "config.json")
     tokenizer = _find_tokenizer(folder / "tokenizer")
     shift = _SHIFT if original else read_shift(folder / "scheduler" / "scheduler_config.json")
-    tensors = {
-        "dit": list_tensors(dit_folder, _STEM),
-        "vae": list_tensors(folder / "vae", _STEM),
-        "text": _merge_copies(list_tensors(folder / "text_encoder", _TEXT_STEM)),
-    }
-    if original:
-        tensors["dit"] = _rename(tensors["dit"], folder)
+    tensors["vae"] = list_tensors(folder / "vae", _STEM)
+    tensors["text"] = _merge_copies(list_tensors(folder / "text_encoder", _TEXT_STEM))
     configs = {"vae": vae, "dit": dit, "text": text}
+    places = {"dit": dit_folder, "vae": folder / "vae", "text": folder / "text_encoder"}
+    if dit.image_width:
+        places["image"] = folder / "image_encoder"
+        configs["image"] = read_image_config(folder)
+        tensors["image"] = name_image_tensors(list_tensors(places["image"], _TEXT_STEM))
     for part, config in configs.items():
-        at = {"dit": dit_folder, "vae": folder / "vae", "text": folder / "text_encoder"}[part]
+        at = places[part]
         try:
             check_part(tensors[part], part, config)
         except ValueError as error:
@@ -108,6 +117,7 @@ def open_model(folder: pathlib.Path) -> OpenModel:
     for what, one, other in (
         ("latent channels", dit.latent_channels, vae.latent_channels),
         ("text features", dit.text_width, text.width),
+        *_image_sizes(dit, vae, configs.get("image")),
     ):
         if one != other:
             raise ValueError(
@@ -115,6 +125,21 @@ def open_model(folder: pathlib.Path) -> OpenModel:
                 "of different models: take all of them from one"
             )
     return OpenModel(configs, tensors, _settings(vae, shift), mean, std, tokenizer)
+
+
+def _image_sizes(
+    dit: DiTConfig, vae: VAEConfig, image: ImageConfig | None
+) -> list[tuple[str, int, int]]:
+    """What a transformer takes of images, how much, and how much there is."""
+    sizes = []
+    if dit.image_channels:
+        given = vae.temporal_stride + vae.latent_channels
+        sizes.append(("channels of images beside the noise", dit.image_channels, given))
+    if image is not None:
+        sizes.append(("channels of image tokens", dit.image_width, image.width))
+    if dit.image_positions:
+        sizes.append(("image tokens of two images", dit.image_positions, 2 * image.tokens))
+    return sizes
 
 
 def _settings(vae: VAEConfig, shift: float) -> dict[str, Any]:
@@ -137,10 +162,10 @@ def _settings(vae: VAEConfig, shift: float) -> dict[str, Any]:
 
 def _check_index(file: pathlib.Path) -> None:
     index = read_json(file)
-    if index.get("_class_name") != "WanPipeline":
+    if index.get("_class_name") not in _PIPELINES:
         raise ValueError(
-            f"{file} is of a {index.get('_class_name')}, and only a WanPipeline is read; give a "
-            f"text-to-video model such as {REPOSITORY}"
+            f"{file} is of a {index.get('_class_name')}, and only a {' or '.join(_PIPELINES)} is "
+            f"read; give a model such as {REPOSITORY} or {IMAGE_REPOSITORY}"
         )
     second = index.get("transformer_2")
     if second not in (None, [None, None]) or index.get("boundary_ratio") is not None:
@@ -150,14 +175,17 @@ def _check_index(file: pathlib.Path) -> None:
         )
 
 
-def _check_companions(folder: pathlib.Path) -> None:
+def _check_companions(folder: pathlib.Path, dit: DiTConfig) -> None:
     """Raises FileNotFoundError where a folder in Wan's layout lacks what it holds as pickles."""
-    missing = [n for n in ("vae", "text_encoder", "tokenizer") if not (folder / n).is_dir()]
+    needed = ["vae", "text_encoder", "tokenizer"]
+    needed += ["image_encoder", "image_processor"] if dit.image_width else []
+    missing = [name for name in needed if not (folder / name).is_dir()]
     if missing:
         pickles = sorted(file.name for file in folder.glob("*.pth"))
         instead = f" ({', '.join(pickles)} are pickles and not read)" if pickles else ""
         raise FileNotFoundError(
-            f"{folder} lacks the folders {', '.join(missing)}{instead}; copy them from {REPOSITORY}"
+            f"{folder} lacks the folders {', '.join(missing)}{instead}; copy them from "
+            f"{IMAGE_REPOSITORY if dit.image_width else REPOSITORY}"
         )
 
 

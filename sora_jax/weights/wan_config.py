@@ -3,17 +3,22 @@
 A value that these networks do not have is refused and never passed over: it would be another model.
 """
 
+import dataclasses
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from sora_jax.models.dit import DiTConfig
+from sora_jax.models.image import ImageConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights.tensor_files import read_json
 
 REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+IMAGE_REPOSITORY = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
 _INSTEAD = f"give a text-to-video model such as {REPOSITORY}"
+_IMAGE_INSTEAD = f"take both folders from {IMAGE_REPOSITORY}"
 # Beyond any size of a network; what is larger is no configuration but a mistake.
 _LARGEST = 2**20
 
@@ -22,16 +27,25 @@ _FIXED_DIT = {
     "qk_norm": "rms_norm_across_heads",
     "cross_attn_norm": True,
     "eps": 1e-6,
-    "image_dim": None,
-    "added_kv_proj_dim": None,
-    "pos_embed_seq_len": None,
 }
-_FIXED_ORIGINAL = {"model_type": "t2v", "eps": 1e-6, "text_len": 512}
+_FIXED_ORIGINAL = {"eps": 1e-6, "text_len": 512}
+_ORIGINAL_TYPES = ("t2v", "i2v", "flf2v")
 _FIXED_VAE = {"attn_scales": [], "is_residual": False}
 _FIXED_TEXT = {
     "model_type": "umt5",
     "feed_forward_proj": "gated-gelu",
     "layer_norm_epsilon": 1e-6,
+}
+_FIXED_IMAGE = {
+    "model_type": "clip_vision_model",
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "num_channels": 3,
+}
+_FIXED_PROCESSOR = {
+    "resample": 3,  # bicubic
+    "rescale_factor": 1 / 255,
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True),
 }
 _FIXED_SCHEDULER = {
     "prediction_type": "flow_prediction",
@@ -57,12 +71,18 @@ def read_dit_config(file: pathlib.Path) -> DiTConfig:
     """Sizes of a transformer, from the config.json of a WanTransformer3DModel or a WanModel.
 
     Raises:
-      FileNotFoundError, ValueError: no such file, or not of a text-to-video model.
+      FileNotFoundError, ValueError: no such file, or not of a model of text or image to video.
     """
     config = read_json(file)
     kind = config.get("_class_name")
+    image = {}
     if kind == "WanModel":
         _check_fixed(config, _FIXED_ORIGINAL, file)
+        if config.get("model_type", "t2v") not in _ORIGINAL_TYPES:
+            raise ValueError(
+                f"{file}: model_type is {config['model_type']!r}, and the networks here are of "
+                f"{', '.join(_ORIGINAL_TYPES)}; {_INSTEAD}"
+            )
         names = ("dim", "num_layers", "num_heads", "ffn_dim", "in_dim", "out_dim", "freq_dim")
         width, layers, heads, mlp, channels, out, time = (_count(config, n, file) for n in names)
         patch, text_width = (1, 2, 2), 4096
@@ -73,19 +93,60 @@ def read_dit_config(file: pathlib.Path) -> DiTConfig:
         names = ("in_channels", "out_channels", "freq_dim", "text_dim")
         channels, out, time, text_width = (_count(config, n, file) for n in names)
         width, patch = head * heads, _tuple(config, "patch_size", file)
+        image = _read_image_reader(config, width, file)
     else:
         raise ValueError(
             f"{file} is of a {kind}, and only a WanTransformer3DModel or WanModel is read; "
             f"{_INSTEAD}"
         )
-    if channels != out:
-        raise ValueError(
-            f"{file}: {channels} channels go in and {out} come out, so images are given beside "
-            f"the noise; {_INSTEAD}"
-        )
-    return _make(
-        DiTConfig, file, width, layers, heads, mlp, out, patch, text_width, time, "velocity"
+    if channels < out:
+        raise ValueError(f"{file}: {channels} channels go in and {out} come out; {_INSTEAD}")
+    dit = _make(
+        DiTConfig,
+        file,
+        width,
+        layers,
+        heads,
+        mlp,
+        out,
+        patch,
+        text_width,
+        time,
+        "velocity",
+        channels - out,
+        *image,
     )
+    return dit
+
+
+def with_image_reader(dit: DiTConfig, shapes: Mapping[str, tuple[int, ...]]) -> DiTConfig:
+    """Sizes of a transformer in Wan's own layout, whose config.json does not say what it reads.
+
+    Args:
+      dit: of `read_dit_config`.
+      shapes: of its tensors by diffusers' names.
+    """
+    name = "condition_embedder.image_embedder"
+    norm, positions = (shapes.get(f"{name}.{leaf}", ()) for leaf in ("norm1.weight", "pos_embed"))
+    if len(norm) != 1 or not dit.image_channels:
+        return dit
+    count = positions[1] if len(positions) == 3 else 0
+    return dataclasses.replace(dit, image_width=norm[0], image_positions=count)
+
+
+def _read_image_reader(config: dict[str, Any], width: int, file: pathlib.Path) -> tuple[int, int]:
+    """Width of image tokens, and how many have positions, as diffusers says it."""
+    if config.get("image_dim") is None:
+        fixed, image_width = None, 0
+    else:
+        fixed, image_width = width, _count(config, "image_dim", file)
+    if config.get("added_kv_proj_dim") != fixed:
+        raise ValueError(
+            f"{file}: added_kv_proj_dim is {config.get('added_kv_proj_dim')!r}, and with "
+            f"image_dim {config.get('image_dim')!r} the networks here have {fixed!r}; {_INSTEAD}"
+        )
+    positions = config.get("pos_embed_seq_len")
+    return image_width, 0 if positions is None else _count(config, "pos_embed_seq_len", file)
 
 
 def read_vae_config(file: pathlib.Path) -> tuple[VAEConfig, list[float], list[float]]:
@@ -128,6 +189,36 @@ def read_text_config(file: pathlib.Path) -> TextConfig:
     names = ("vocab_size", "d_model", "num_layers", "num_heads", "d_kv", "d_ff")
     more = ("relative_attention_num_buckets", "relative_attention_max_distance")
     return _make(TextConfig, file, *(_count(config, name, file) for name in (*names, *more)))
+
+
+def read_image_config(folder: pathlib.Path) -> ImageConfig:
+    """Sizes of a CLIPVisionModel and the pixels it takes.
+
+    Args:
+      folder: of the model, with `image_encoder/` and `image_processor/`.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is missing, or of another network or preparation.
+    """
+    file = folder / "image_encoder" / "config.json"
+    config = read_json(file)
+    _check_fixed(config, _FIXED_IMAGE, file, needed=("model_type", "hidden_act"))
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = [_count(config, name, file) for name in (*names, "image_size", "patch_size")]
+    side = sizes[-2]
+    file = folder / "image_processor" / "preprocessor_config.json"
+    config = read_json(file)
+    _check_fixed(config, _FIXED_PROCESSOR, file)
+    crop = {"height": side, "width": side}
+    for name, value in (("size", {"shortest_edge": side}), ("crop_size", crop)):
+        # Older files hold the one number alone.
+        if config.get(name) not in (value, side):
+            raise ValueError(
+                f"{file}: {name} is {config.get(name)!r}, and the image encoder beside it takes "
+                f"{value!r}; {_IMAGE_INSTEAD}"
+            )
+    colours = (tuple(_numbers(config, f"image_{name}", 3, file)) for name in ("mean", "std"))
+    return _make(ImageConfig, file, *sizes, *colours)
 
 
 def read_shift(file: pathlib.Path) -> float:

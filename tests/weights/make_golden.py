@@ -8,7 +8,9 @@ were made with diffusers 0.42, transformers 5.24, torch 2.13:
 `pipeline/` is a folder that a tiny random WanPipeline saved, float16, its transformer in several
 files; `pipeline.npz` holds what it makes in float32: token ids, text features, latents and frames
 from given noise, channels last. `unipc.npz` holds levels and results of diffusers' UniPC scheduler.
-`layouts.json` holds the names and shapes of the tensors of the published models.
+`layouts.json` holds the names and shapes of the tensors of the published models. `image/` is what a
+tiny WanImageToVideoPipeline has besides, or in place of, that of `pipeline/`, `image.npz` what goes
+into it and what it makes.
 """
 
 import json
@@ -22,11 +24,20 @@ import torch
 from diffusers import (
     AutoencoderKLWan,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
+from PIL import Image
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from tests.models.make_golden import randomise
 
@@ -58,19 +69,25 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def make_transformer(**image: int) -> WanTransformer3DModel:
+    """A tiny one; `image` is what it takes of images."""
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 12,
+        "freq_dim": 16,
+        "ffn_dim": 40,
+        "num_layers": 2,
+        "rope_max_seq_len": 16,
+    }
+    return WanTransformer3DModel(**{**sizes, **image})
+
+
 def make_pipeline(seed: int = 0) -> WanPipeline:
     """A tiny random pipeline in float32."""
-    transformer = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=12,
-        freq_dim=16,
-        ffn_dim=40,
-        num_layers=2,
-        rope_max_seq_len=16,
-    )
+    transformer = make_transformer()
     vae = AutoencoderKLWan(
         base_dim=2,
         dim_mult=[1, 1, 2, 2],
@@ -94,6 +111,95 @@ def make_pipeline(seed: int = 0) -> WanPipeline:
             use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=5.0
         ),
     )
+
+
+def make_image_pipeline(kind: str = "clip", seed: int = 0) -> WanImageToVideoPipeline:
+    """One that animates images, the rest of it as `make_pipeline` makes it.
+
+    Args:
+      kind: what the transformer sees besides channels: "clip" image tokens, "both" those of a first
+        and a last frame, "none".
+      seed: of the weights.
+    """
+    pipeline = make_pipeline(seed)
+    image = {"clip": {}, "both": {"pos_embed_seq_len": 10}, "none": None}[kind]
+    reader = None if image is None else {"image_dim": 16, "added_kv_proj_dim": 24, **image}
+    sizes = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        hidden_act="gelu",
+    )
+    return WanImageToVideoPipeline(
+        tokenizer=pipeline.tokenizer,
+        text_encoder=pipeline.text_encoder,
+        vae=pipeline.vae,
+        scheduler=pipeline.scheduler,
+        transformer=randomise(make_transformer(in_channels=12, **(reader or {})), seed + 2),
+        image_encoder=reader and randomise(CLIPVisionModel(sizes), seed + 3),
+        image_processor=reader
+        and CLIPImageProcessorPil(
+            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+        ),
+    )
+
+
+def draw_images(count: int, seed: int) -> np.ndarray:
+    """Images uint8 [n, H, W, 3] with large and small things in them."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 200, (count, SIZE[1] // 8, SIZE[0] // 8, 3))
+    fine = random.integers(0, 56, (count, SIZE[1], SIZE[0], 3))
+    return np.uint8(coarse.repeat(8, 1).repeat(8, 2) + fine)
+
+
+@torch.no_grad()
+def run_image(
+    pipeline: WanImageToVideoPipeline, images: np.ndarray, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """What it makes of one image, or of the first and the last, as `run` does."""
+    noise = np.random.default_rng(seed).normal(size=LATENTS).astype(np.float32)
+    first = torch.from_numpy(noise).movedim(-1, 1).contiguous()
+    pictures = [Image.fromarray(image) for image in images]
+    options = {
+        "image": pictures[0],
+        "last_image": pictures[1] if len(pictures) > 1 else None,
+        "prompt": PROMPT,
+        "height": SIZE[1],
+        "width": SIZE[0],
+        "num_frames": FRAMES,
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "latents": first,
+    }
+    pipeline.set_progress_bar_config(disable=True)
+    arrays = {"noise": noise, "images": images}
+    if pipeline.image_encoder is not None:
+        pixels = pipeline.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        seen = pipeline.image_encoder(pixels, output_hidden_states=True)
+        arrays["pixels"] = pixels.movedim(1, -1).numpy()
+        arrays["tokens"] = seen.hidden_states[-2].numpy()
+        arrays["summary"] = seen.pooler_output.numpy()
+    latents = pipeline(**options, output_type="latent").frames
+    arrays["latents"] = latents.movedim(1, -1).numpy()
+    arrays["video"] = np.float32(pipeline(**options, output_type="np").frames)
+    return arrays
+
+
+@torch.no_grad()
+def run_image_transformer(model: WanTransformer3DModel) -> dict[str, np.ndarray]:
+    """Inputs and output of a transformer of `make_image_pipeline("clip")` alone."""
+    random = torch.Generator().manual_seed(1)
+    x, text, image = (
+        torch.randn(shape, generator=random)
+        for shape in ((2, 12, 3, 4, 6), (2, 512, 12), (2, 5, 16))
+    )
+    text[:, 20:] = 0
+    y = model(x, torch.tensor([300.0, 950.0]), text, image).sample
+    arrays = {"x": x.movedim(1, -1), "text": text[:, :20], "image": image, "y": y.movedim(1, -1)}
+    return {f"dit/{name}": value.numpy() for name, value in arrays.items()}
 
 
 @torch.no_grad()
@@ -135,6 +241,19 @@ def save_pipeline(pipeline: WanPipeline, folder: pathlib.Path) -> None:
     pipeline.to(torch.float32)
 
 
+def write_image() -> None:
+    pipeline = make_image_pipeline()
+    # Pieces that are learnt again are numbered otherwise.
+    pipeline.tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER / "pipeline" / "tokenizer")
+    arrays = run_image(pipeline, draw_images(1, 0))
+    arrays["video"] = np.uint8(np.round(arrays["video"] * 255))
+    arrays |= run_image_transformer(pipeline.transformer)
+    np.savez_compressed(FOLDER / "image.npz", **arrays)
+    pipeline.to(torch.float16).save_pretrained(FOLDER / "image")
+    for name in ("vae", "text_encoder", "tokenizer", "scheduler"):  # those of pipeline/
+        shutil.rmtree(FOLDER / "image" / name)
+
+
 def write_schedules() -> None:
     arrays = {}
     noise = np.random.default_rng(0).normal(size=(2, 3, 2, 2, 4)).astype(np.float32)
@@ -157,10 +276,11 @@ def write_schedules() -> None:
 def layout(model: torch.nn.Module) -> dict[str, list]:
     """Tensors by name: shape; blocks, which are all alike, once as "{}" with their number."""
     shapes, counts = {}, {}
+    prefix = "vision_model." if isinstance(model, CLIPVisionModel) else ""  # of published files
     for name, tensor in model.state_dict().items():
         if name == "encoder.embed_tokens.weight":  # a second name that files do not hold
             continue
-        pattern = re.sub(r"^((?:encoder\.)?blocks?)\.\d+\.", r"\1.{}.", name)
+        pattern = prefix + re.sub(r"^((?:encoder\.)?(?:blocks?|layers))\.\d+\.", r"\1.{}.", name)
         counts[pattern] = counts.get(pattern, 0) + 1
         assert shapes.setdefault(pattern, list(tensor.shape)) == list(tensor.shape)
     return {name: [shape, counts[name]] for name, shape in shapes.items()}
@@ -176,15 +296,31 @@ def write_layouts() -> None:
             **{"in_channels": 48, "out_channels": 48},
         },
     }
+    # That of I2V A14B sees images as channels only; that of FLF2V has a first and a last one.
+    channels = {**sizes["14b"], "in_channels": 36}
+    reader = {**channels, "image_dim": 1280, "added_kv_proj_dim": 5120}
+    sizes["i2v-a14b"] = channels
+    sizes["i2v-14b"] = reader
+    sizes["flf2v-14b"] = {**reader, "pos_embed_seq_len": 514}
     text = UMT5Config(
         vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=16,
+        patch_size=14,
+        projection_dim=1024,
+        hidden_act="gelu",
     )
     parts = {}
     with torch.device("meta"):
         for name, size in sizes.items():
             model = WanTransformer3DModel(**size)
             parts[name] = {"config": dict(model.config), "tensors": layout(model)}
-        vae, encoder = AutoencoderKLWan(), UMT5EncoderModel(text)
+        vae, encoder, image = AutoencoderKLWan(), UMT5EncoderModel(text), CLIPVisionModel(vision)
+    parts["image"] = {"config": vision.to_dict(), "tensors": layout(image)}
     parts["vae"] = {"config": dict(vae.config), "tensors": layout(vae)}
     parts["text"] = {"config": text.to_dict(), "tensors": layout(encoder)}
     for part in parts.values():
@@ -200,5 +336,6 @@ if __name__ == "__main__":
     arrays["video"] = np.uint8(np.round(arrays["video"] * 255))
     np.savez_compressed(FOLDER / "pipeline.npz", **arrays)
     save_pipeline(tiny, FOLDER / "pipeline")
+    write_image()
     write_schedules()
     write_layouts()
