@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from sora_jax import sharding
 from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.image import ImageConfig, init_image
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.sharding import (
@@ -132,6 +133,8 @@ def test_a_batch_is_split_over_the_data_axes_only():
     ("init", "config", "share"),
     [
         (init_dit, DiTConfig(32, 2, 2, 64, 4, (1, 2, 2), 16, 16), 0.3),
+        (init_dit, DiTConfig(32, 2, 2, 64, image_channels=20, image_width=16), 0.3),
+        (init_image, ImageConfig(32, 2, 2, 64, 28, 14), 0.3),
         (init_text, TextConfig(64, 32, 2, 2, 16, 64), 0.3),
         (init_vae, VAEConfig(4, 4, (1, 2, 2), 1, (True, True), 4), 1.0),
     ],

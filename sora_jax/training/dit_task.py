@@ -102,6 +102,13 @@ class DiTTask:
     start: Any = None
     precomputed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        if self.config.image_channels:
+            raise ValueError(
+                f"config.dit.image_channels={self.config.image_channels}: training gives no images "
+                "beside the noise; leave it at 0"
+            )
+
     def init(self, key: jax.Array) -> Any:
         dit_key, text_key = jax.random.split(key)
         params = {"dit": init_dit(self.config, dit_key)}

@@ -171,6 +171,9 @@ def test_text_read_before_is_text_read_inside(wan):
         ({"mlp_width": 0}, "DiTConfig.mlp_width is 0"),
         ({"layers": 0}, "DiTConfig.layers is 0"),
         ({"text_width": 0}, "DiTConfig.text_width is 0"),
+        ({"image_channels": -1}, "DiTConfig.image_channels is -1; use 0 for none"),
+        ({"image_width": 8}, "image_width is 8 without image_channels"),
+        ({"image_channels": 9, "image_positions": 8}, "image_positions is 8 without image_width"),
         ({"patch": 2}, "DiTConfig.patch is 2; it must be three numbers"),
         ({"patch": (2, 2)}, r"DiTConfig.patch is \(2, 2\)"),
         ({"patch": (1, 0, 2)}, r"DiTConfig.patch is \(1, 0, 2\)"),
@@ -263,3 +266,13 @@ def test_flops_are_those_of_the_traced_matrix_products(patch, frames):
     traced = jax.make_jaxpr(lambda p: DiT(config).apply({"params": p}, *inputs))(params)
     tokens = np.prod(config.grid((frames, 4, 6)))
     assert flops(config, tokens, 9, frames // patch[0]) == products(traced.jaxpr)
+
+
+def test_flops_with_images_are_those_of_the_traced_matrix_products():
+    config = DiTConfig(48, 3, 4, 56, 5, (1, 2, 2), 20, 24, image_channels=9, image_width=16)
+    params = nn.unbox(jax.eval_shape(functools.partial(init_dit, config), jax.random.key(0)))
+    shapes = ((1, 2, 4, 6, 14), (1, 2), (1, 9, 20), (1, 7, 16))
+    inputs = [jnp.zeros(shape) for shape in shapes]
+    traced = jax.make_jaxpr(lambda p: DiT(config).apply({"params": p}, *inputs))(params)
+    assert traced.out_avals[0].shape == (1, 2, 4, 6, 5)
+    assert flops(config, 12, 9, 2, 7) == products(traced.jaxpr)

@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.models.layers import Dense, layer_norm, patchify, rms_norm, sinusoids, unpatchify
+from sora_jax.models.layers import (
+    Dense,
+    LayerNorm,
+    layer_norm,
+    patchify,
+    rms_norm,
+    sinusoids,
+    unpatchify,
+)
 
 
 def draw(*shape, seed=0):
@@ -20,6 +28,15 @@ def test_layer_norm(scale):
     deviation = np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
     expected = (wide - wide.mean(-1, keepdims=True)) / deviation
     np.testing.assert_allclose(layer_norm(x), expected, atol=1e-5)
+
+
+def test_layer_norm_with_scale_and_bias():
+    x, scale, bias = draw(2, 3, 16) + 2, draw(16, seed=1), draw(16, seed=2)
+    wide = x.astype(np.float64)
+    deviation = np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    expected = (wide - wide.mean(-1, keepdims=True)) / deviation * scale + bias
+    result = LayerNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

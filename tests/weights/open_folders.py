@@ -16,12 +16,20 @@ def copy_pipeline(folder: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(PIPELINE, folder))
 
 
+def copy_image_pipeline(folder: pathlib.Path) -> pathlib.Path:
+    """That of golden/image, whole: what it shares with PIPELINE is there only."""
+    shutil.copytree(GOLDEN / "image", folder)
+    for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        shutil.copytree(PIPELINE / name, folder / name)
+    return folder
+
+
 def edit_json(file: pathlib.Path, **changes) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def load_layout(part: str) -> tuple[dict, dict[str, tuple[int, ...]]]:
-    """Configuration and shapes of a published model: "1.3b", "14b", "5b", "vae" or "text"."""
+    """Configuration and shapes of a published model or part, by its name in layouts.json."""
     stored = json.loads((GOLDEN / "layouts.json").read_text())[part]
     shapes = {}
     for pattern, (shape, count) in stored["tensors"].items():
@@ -46,11 +54,18 @@ def write_published(folder: pathlib.Path, size: str) -> pathlib.Path:
     """A diffusers folder of a published model in sparse files, with the golden tokenizer."""
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(PIPELINE / name, folder / name)
-    shutil.copy(PIPELINE / "model_index.json", folder)
+    sees = load_layout(size)[0].get("image_dim") is not None
+    shutil.copy((GOLDEN / "image" if sees else PIPELINE) / "model_index.json", folder)
     kinds = {size: "WanTransformer3DModel", "vae": "AutoencoderKLWan", "text": None}
+    if sees:
+        kinds["image"] = None
+        shutil.copytree(GOLDEN / "image" / "image_processor", folder / "image_processor")
+        sides = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+        edit_json(folder / "image_processor" / "preprocessor_config.json", **sides)
+    names = {"vae": "vae", "text": "text_encoder", "image": "image_encoder"}
     for part, kind in kinds.items():
-        name = {"vae": "vae", "text": "text_encoder"}.get(part, "transformer")
-        stem = "model" if part == "text" else "diffusion_pytorch_model"
+        name = names.get(part, "transformer")
+        stem = "model" if part in ("text", "image") else "diffusion_pytorch_model"
         config, shapes = load_layout(part)
         (folder / name).mkdir()
         named = {"_class_name": kind} if kind else {}

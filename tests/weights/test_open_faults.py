@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import sora_jax
 from sora_jax.weights.__main__ import import_open
-from tests.weights.open_folders import copy_pipeline, edit_json
+from tests.weights.open_folders import copy_image_pipeline, copy_pipeline, edit_json
 
 SINGLE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{SINGLE}.index.json"
@@ -136,8 +136,16 @@ FAULTS = {
     "json": (lambda f: (f / "vae" / "config.json").write_text("{"), "is not JSON"),
     "list": (lambda f: (f / "vae" / "config.json").write_text("[]"), "no JSON object"),
     "no config": (lambda f: (f / "vae" / "config.json").unlink(), "config.json is missing"),
-    "images": (config("transformer/config.json", in_channels=36), "images are given beside"),
-    "clip": (config("transformer/config.json", image_dim=1280), "image_dim is 1280"),
+    "images": (
+        config("transformer/config.json", in_channels=36),
+        "patch_embedding.weight' has shape",
+    ),
+    "fewer": (config("transformer/config.json", out_channels=8), "4 channels go in and 8 come out"),
+    "clip": (config("transformer/config.json", image_dim=1280), "added_kv_proj_dim is None"),
+    "tokens": (
+        config("transformer/config.json", image_dim=16, added_kv_proj_dim=24),
+        "image_width is 16 without image_channels",
+    ),
     "family": (config("transformer/config.json", _class_name="FluxTransformer"), "of a Flux"),
     "pipeline": (config("model_index.json", _class_name="WanVACEPipeline"), "of a WanVACEPipe"),
     "experts": (config("model_index.json", boundary_ratio=0.875), "two transformers"),
@@ -166,6 +174,45 @@ def test_a_fault_is_one_error_and_nothing_is_written(folder, tmp_path, fault):
     assert str(tmp_path) in str(caught.value)
     out = tmp_path / "out"
     assert not out.exists() or not list(out.iterdir())
+
+
+def no_processor(folder):
+    (folder / "image_processor" / "preprocessor_config.json").unlink()
+
+
+PROCESSOR = "image_processor/preprocessor_config.json"
+IMAGE_FAULTS = {
+    "encoder": (
+        lambda folder: (folder / "image_encoder" / "model.safetensors").unlink(),
+        "holds no model.safetensors",
+    ),
+    "processor": (no_processor, "preprocessor_config.json is missing"),
+    "act": (config("image_encoder/config.json", hidden_act="quick_gelu"), "is 'quick_gelu'"),
+    "kind": (config("image_encoder/config.json", model_type="siglip"), "model_type is 'siglip'"),
+    "patch": (config("image_encoder/config.json", patch_size=13), "side 28 does not divide by"),
+    "layers": (config("image_encoder/config.json", num_hidden_layers=4), "is missing"),
+    "crop": (config(PROCESSOR, crop_size={"height": 9, "width": 9}), "crop_size is .*9"),
+    "filter": (config(PROCESSOR, resample=2), "resample is 2"),
+    "colours": (config(PROCESSOR, image_std=[1, 0, 1]), "std positive"),
+    "positions": (
+        config("transformer/config.json", pos_embed_seq_len=10),
+        "image_embedder.pos_embed' is missing",
+    ),
+    "width": (
+        config("transformer/config.json", image_dim=24),
+        "image_embedder.* has shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", IMAGE_FAULTS)
+def test_a_fault_in_a_model_that_sees_images_is_one_error(tmp_path, fault):
+    do, message = IMAGE_FAULTS[fault]
+    folder = copy_image_pipeline(tmp_path / "open")
+    do(folder)
+    with pytest.raises((ValueError, OSError), match=f"(?s){message}") as caught:
+        import_open(str(folder), str(tmp_path / "out"))
+    assert str(tmp_path) in str(caught.value) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("fault", ["truncated", "unknown", "nan"])

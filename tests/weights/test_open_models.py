@@ -14,8 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sora_jax.models.dit import DiTConfig
+from sora_jax.models.image import ImageConfig
 from sora_jax.weights.diffusers import (
     dit_to_diffusers,
+    image_to_transformers,
     list_entries,
     text_to_transformers,
     vae_to_diffusers,
@@ -25,8 +27,10 @@ from sora_jax.weights.original import to_diffusers_name
 from sora_jax.weights.streaming import check_part, lay_out, read_part
 from sora_jax.weights.tensor_files import Stored, list_tensors
 from sora_jax.weights.wan import open_model
+from sora_jax.weights.wan_config import with_image_reader
 from tests.weights.open_folders import (
     PIPELINE,
+    copy_image_pipeline,
     edit_json,
     load_layout,
     write_published,
@@ -34,18 +38,24 @@ from tests.weights.open_folders import (
 )
 
 SINGLE = "diffusion_pytorch_model.safetensors"
+IMAGE_MLP = {"norm1": 0, "ff.net.0.proj": 1, "ff.net.2": 3, "norm2": 4}
 
 
-def test_there_and_back_and_there_is_exact_in_every_bit():
-    model = open_model(PIPELINE)
+@pytest.mark.parametrize("images", [False, True])
+def test_there_and_back_and_there_is_exact_in_every_bit(tmp_path, images):
+    model = open_model(copy_image_pipeline(tmp_path / "open") if images else PIPELINE)
     back = {
         "dit": dit_to_diffusers,
         "vae": vae_to_diffusers,
         "text": text_to_transformers,
+        "image": image_to_transformers,
     }
+    assert ("image" in model.configs) == images
     for part, cfg in model.configs.items():
         files = {stored.file for stored in model.tensors[part].values()}
         theirs = {name: x for file in files for name, x in load_file(file).items()}
+        if part == "image":
+            theirs = {f"vision_model.{name}": x for name, x in theirs.items()}
         tensors = back[part](read_part(model.tensors[part], part, cfg, None), cfg)
         assert tensors.keys() == theirs.keys()
         for name, x in theirs.items():
@@ -78,9 +88,49 @@ def test_the_transformer_of_5b_fits():
         check_part(tensors, "dit", DiTConfig(1536, 30, 12, 14336, 48))
 
 
+def test_a_published_model_that_sees_images_fits(tmp_path):
+    folder = write_published(tmp_path / "open", "i2v-14b")
+    model = open_model(folder)
+    dit, image = model.configs["dit"], model.configs["image"]
+    assert (dit.image_channels, dit.image_width, dit.image_positions) == (20, 1280, 0)
+    assert image == ImageConfig() and image.tokens == 257
+    numbers = {
+        part: sum(
+            np.prod(shape) for shape, _ in lay_out(model.tensors[part], part, cfg, None).values()
+        )
+        for part, cfg in model.configs.items()
+    }
+    assert numbers["dit"] == pytest.approx(16.396e9, rel=1e-3)
+    assert numbers["image"] == pytest.approx(630.8e6, rel=1e-3)
+    # An encoder of another size, whole by itself.
+    edit_json(folder / "image_encoder" / "config.json", patch_size=16)
+    with pytest.raises(ValueError, match=r"embedding.weight' has shape"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    "size, reads",
+    [("i2v-a14b", (20, 0, 0)), ("i2v-14b", (20, 1280, 0)), ("flf2v-14b", (20, 1280, 514))],
+)
+def test_published_transformers_that_see_images_fit_in_either_layout(size, reads):
+    _, shapes = load_layout(size)
+    assert {to_diffusers_name(original_name(name)) for name in shapes} == set(shapes)
+    names = {original_name(name) for name in shapes}
+    assert ("img_emb.proj.4.bias" in names) == ("blocks.39.cross_attn.k_img.bias" in names)
+    tensors = {n: Stored(pathlib.Path(), n, s, np.dtype("f4")) for n, s in shapes.items()}
+    config = DiTConfig(5120, 40, 40, 13824, image_channels=20)
+    config = with_image_reader(config, shapes)
+    assert (config.image_channels, config.image_width, config.image_positions) == reads
+    check_part(tensors, "dit", config)
+
+
 def original_name(name):
     """Wan's name of a tensor of diffusers, from the table of docs/open_weights.md."""
     for theirs, ours in (
+        *((f"image_embedder.{n}.", f"img_emb.proj.{i}.") for n, i in IMAGE_MLP.items()),
+        ("image_embedder.pos_embed", "img_emb.emb_pos"),
+        *((f".add_{letter}_proj.", f".{letter}_img.") for letter in "kv"),
+        ("norm_added_k", "norm_k_img"),
         *((f"text_embedder.linear_{i + 1}", f"text_embedding.{2 * i}") for i in range(2)),
         *((f"time_embedder.linear_{i + 1}", f"time_embedding.{2 * i}") for i in range(2)),
         ("time_proj", "time_projection.1"),
@@ -137,9 +187,31 @@ def test_wans_own_folder_asks_for_what_it_holds_as_pickles(tmp_path):
     for name in ("vae", "text_encoder", "tokenizer"):
         (whole / name).rename(tmp_path / name)
     assert open_model(tmp_path).configs["dit"] == DiTConfig(prediction="velocity")
-    edit_json(tmp_path / "config.json", model_type="i2v")
-    with pytest.raises(ValueError, match="model_type is 'i2v'"):
+    edit_json(tmp_path / "config.json", model_type="vace")
+    with pytest.raises(ValueError, match="model_type is 'vace'"):
         open_model(tmp_path)
+
+
+def test_wans_own_folder_of_a_model_that_sees_images(tmp_path):
+    whole = write_published(tmp_path / "diffusers", "i2v-14b")
+    folder = tmp_path / "original"
+    folder.mkdir()
+    _, shapes = load_layout("i2v-14b")
+    write_sparse(folder / SINGLE, {original_name(n): s for n, s in shapes.items()})
+    sizes = {"dim": 5120, "ffn_dim": 13824, "freq_dim": 256, "in_dim": 36, "out_dim": 16}
+    more = {"_class_name": "WanModel", "model_type": "i2v", "num_heads": 40, "num_layers": 40}
+    (folder / "config.json").write_text(json.dumps({**sizes, **more}))
+    for name in ("vae", "text_encoder", "tokenizer"):
+        (whole / name).rename(folder / name)
+    with pytest.raises(FileNotFoundError, match=r"image_encoder, image_processor; .*I2V-14B-480P"):
+        open_model(folder)
+    for name in ("image_encoder", "image_processor"):
+        (whole / name).rename(folder / name)
+    model = open_model(folder)
+    reads = DiTConfig(
+        5120, 40, 40, 13824, prediction="velocity", image_channels=20, image_width=1280
+    )
+    assert model.configs["dit"] == reads and model.configs["image"] == ImageConfig()
 
 
 def test_reading_takes_little_more_memory_than_the_numbers(tmp_path):

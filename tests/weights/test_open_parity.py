@@ -23,11 +23,11 @@ def model():
     return sora_jax.load(PIPELINE)
 
 
-def sample(model, text, noise):
+def sample(model, text, noise, seen=None):
     """Latents and frames [B, F, H, W, 3] from noise, as diffusers' pipeline samples."""
     settings = model.settings.override(steps=STEPS, guidance=GUIDANCE)
     levels = schedule(STEPS, model.shift(noise.shape[1:]), grid=settings.level_grid)
-    latents = model.advance(text, noise, levels, settings)
+    latents = model.advance(text, noise, levels, settings, seen=seen)
     return latents, model.to_frames(latents)
 
 
