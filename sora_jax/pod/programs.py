@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from sora_jax.diffusion.guidance import Scales, tellings
 from sora_jax.diffusion.solvers import euler_step
-from sora_jax.generation import Program, generate
+from sora_jax.generation import Program, Seen, generate
 from sora_jax.models.dit import flops, init_dit
+from sora_jax.models.image import ImageConfig
 from sora_jax.models.vae import encode_frames, init_vae
 from sora_jax.pod.sizes import Sizes
 from sora_jax.sharding import batch_sharding, tree_shardings
@@ -103,9 +104,25 @@ def sample_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Wor
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     scales = Scales(*(number for _ in Scales._fields))
     step = jax.jit(functools.partial(generate.__wrapped__, program=program))
-    arguments = (params, text, x, levels, None, None, None, scales)
-    count = len(told) * clips * flops(sizes.dit, sizes.tokens, sizes.words, sizes.latents[0])
+    seen, looked = _seen(sizes, everywhere)
+    arguments = (params, text, x, levels, None, None, None, scales, seen)
+    shape = sizes.tokens, sizes.words, sizes.latents[0], looked
+    count = len(told) * clips * flops(sizes.dit, *shape)
     return Work(step, arguments, {"parameters": params, "batch": (text, x)}, count)
+
+
+def _seen(sizes: Sizes, everywhere: NamedSharding) -> tuple[Seen | None, int]:
+    """What the transformer sees of images, if it does, and how many tokens it reads of them."""
+    dit, tokens, count = sizes.dit, None, 0
+    if not dit.image_channels:
+        return None, 0
+    shape = (1, *sizes.latents[:3], dit.image_channels)
+    channels = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
+    if dit.image_width:
+        count = dit.image_positions or ImageConfig().tokens
+        shape = (1, count, dit.image_width)
+        tokens = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
+    return Seen(channels, tokens), count
 
 
 def vae_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:

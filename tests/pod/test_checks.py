@@ -6,8 +6,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import shapes_dit
+from sora_jax.models.dit import flops
 from sora_jax.pod.checks import bytes_a_chip, check_division, check_state
 from sora_jax.pod.chips import CHIPS, GIB, Slice, devices, read_slice
+from sora_jax.pod.programs import sample_work, train_work
 from sora_jax.pod.search import meshes
 from sora_jax.pod.sizes import default_batch, read_sizes
 from sora_jax.sharding import MESH_AXES, make_mesh
@@ -117,3 +119,17 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "sora_jax\[tpu\]"'):
         devices(Slice("v6e", (1, 1)))
+
+
+def test_sampling_with_images_is_planned_with_them(config):
+    with config.unlocked():
+        config.dit.update(image_channels=20, image_width=32)
+    sizes = read_sizes(config, "17x64x96")
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    work = sample_work(config, sizes, mesh, 4)
+    with jax.set_mesh(mesh):
+        made = jax.eval_shape(work.step, *work.arguments)
+    assert made.shape == (4, *sizes.latents)
+    assert work.flops == 2 * 4 * flops(sizes.dit, 5 * 4 * 6, sizes.words, 5, 257)
+    with pytest.raises(ValueError, match="image_channels=20: training gives no images"):
+        train_work(config, sizes, mesh, 4)
