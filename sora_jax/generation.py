@@ -64,10 +64,11 @@ def lay_images(
       at: frames where the images are.
       frames: of the clip.
     """
-    clip = jnp.zeros((1, frames, *images.shape[1:]), jnp.float32).at[0, at, :].set(to_float(images))
+    places = jnp.array(at)
+    clip = jnp.zeros((1, frames, *images.shape[1:])).at[0, places].set(to_float(images))
     latents = encode_clip(config, params, clip, mean, std)
     stride = config.temporal_stride
-    given = jnp.zeros(frames, jnp.float32).at[at,].set(1.0)
+    given = jnp.zeros(frames).at[places].set(1.0)
     mask = jnp.concatenate([jnp.repeat(given[:1], stride), given[1:]])
     shape = (*latents.shape[:4], stride)
     mask = jnp.broadcast_to(mask.reshape(1, shape[1], 1, 1, stride), shape)

@@ -9,6 +9,7 @@ import pytest
 import sora_jax
 from sora_jax import generation
 from sora_jax.diffusion.solvers import schedule
+from sora_jax.models import vae_clips
 from sora_jax.models.dit import DiT
 from sora_jax.models.image import ImageEncoder, prepare
 from sora_jax.weights.__main__ import import_open
@@ -83,6 +84,20 @@ def test_an_image_is_animated_in_one_program_and_matters(model, golden):
     # As a keyframe at the beginning it is the same.
     by_time = sora_jax.from_keyframes(model, {0.0: image}, PROMPT, **sampling)
     np.testing.assert_array_equal(by_time, one)
+
+
+def test_a_long_clip_of_grey_frames_is_encoded_piece_by_piece(model, golden, monkeypatch):
+    images = {0: golden["images"][0], FRAMES - 1: golden["images"][0]}
+    whole = model.look(images, FRAMES).channels
+    mask = np.zeros((3, 4))
+    mask[0], mask[2, 3] = 1, 1  # all of the first latent frame, and the last of the last one's
+    np.testing.assert_array_equal(whole[0, :, 1, 2, :4], mask)
+    monkeypatch.setattr(vae_clips, "WHOLE_CLIP", 0)
+    generation.lay_images.clear_cache()
+    pieces = model.look(images, FRAMES).channels
+    generation.lay_images.clear_cache()
+    np.testing.assert_allclose(pieces, whole, atol=1e-4)
+    assert np.abs(whole[0, 1, ..., 4:]).max() > 0.1
 
 
 def test_what_begins_with_no_image_is_refused_before_any_network_runs(model, golden):
