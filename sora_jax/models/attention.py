@@ -15,6 +15,7 @@ from sora_jax.models import blockwise, splash
 from sora_jax.models.context_parallel import Kernel, Names, attend_locally, attend_over_context
 from sora_jax.sharding import fitting_spec, is_split
 
+_UNNAMED = Names("attention")
 _PLAIN_SCORES = 2**18  # up to this many scores over all heads and clips, loops only cost time
 
 
@@ -24,7 +25,7 @@ def attend(
     v: jax.Array,
     *,
     mask: jax.Array | None = None,
-    names: Names = Names("attention"),
+    names: Names = _UNNAMED,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v for each head, with the softmax in float32.
 
