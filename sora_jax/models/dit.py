@@ -280,7 +280,7 @@ def _scan(block: type[nn.Module], layers: int, in_axes: object) -> type[nn.Modul
     """The block `layers` times, one after the other, its parameters stacked."""
     return nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
         in_axes=in_axes,
         length=layers,

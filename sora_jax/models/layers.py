@@ -18,6 +18,8 @@ class Dense(nn.Module):
       dtype: compute dtype; parameters are float32.
       bias: whether to add one.
       zeros: start from a zero kernel, for layers whose output is first to be silent.
+
+    Where the collection "lora" has "a" and "b" for this layer, they are added, see `models.lora`.
     """
 
     features: int
@@ -33,7 +35,12 @@ class Dense(nn.Module):
         init = zeros if self.zeros else nn.initializers.xavier_uniform()
         boxed = nn.with_logical_partitioning(init, self.axes)
         kernel = self.param("kernel", boxed, (x.shape[-1], self.features))
-        y = jnp.matmul(x.astype(self.dtype), gather(kernel, self.axes, self.dtype))
+        x = x.astype(self.dtype)
+        y = jnp.matmul(x, gather(kernel, self.axes, self.dtype))
+        if self.has_variable("lora", "a"):
+            a, b = (self.get_variable("lora", name) for name in ("a", "b"))
+            low = jnp.matmul(x, gather(a, (self.axes[0], None), self.dtype))
+            y = y + jnp.matmul(low, gather(b, (None, self.axes[1]), self.dtype))
         if not self.bias:
             return y
         boxed = nn.with_logical_partitioning(zeros, self.axes[1:])
