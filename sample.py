@@ -42,6 +42,11 @@ DTYPE = flags.DEFINE_enum(
     ["float32", "bfloat16", "float16", "stored"],
     "Of the parameters in memory; stored: as in the files.",
 )
+LORA = flags.DEFINE_string(
+    "lora",
+    None,
+    "File of adapters for the model, or a folder that has one, see docs/finetuning.md.",
+)
 SIZE = flags.DEFINE_string("size", None, "WIDTHxHEIGHT in pixels.")
 FRAMES = flags.DEFINE_integer("frames", None, "Number of frames, 1 + 4k.")
 SECONDS = flags.DEFINE_float("seconds", None, "Duration, instead of --frames.")
@@ -222,7 +227,7 @@ def parse_keyframes():
 def run():
     task = check_inputs()
     keyframes = parse_keyframes()
-    model = sora_jax.load(CHECKPOINT.value, dtype=DTYPE.value)
+    model = sora_jax.load(CHECKPOINT.value, dtype=DTYPE.value, lora=LORA.value)
     images = [IMAGE.value] if IMAGE.value is not None else [path for _, path in keyframes]
     files = [*VIDEO.value, *images]
     probed = [video_io.probe(path) for path in files]

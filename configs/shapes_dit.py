@@ -95,6 +95,9 @@ def get_config(stage="clips"):
 
     config.vae = "runs/shapes_vae/model"
     config.init = ""  # a model folder whose transformer, text encoder and tokenizer to start from
+    # With a rank, adapters for the transformer of `config.init` are trained, and nothing else.
+    config.lora = ConfigDict({"rank": 0, "alpha": 16.0})
+    config.lora.targets = ("self_attention", "cross_attention", "mlp")
 
     # A model folder whose text encoder and tokenizer are used as they are; if empty, new ones are
     # made, of the sizes below, and the encoder is trained together with the transformer.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sora_jax.diffusion.flow import clean_from_velocity, expand
+from sora_jax.diffusion.flow import clean_from_velocity, expand, told_levels
 from sora_jax.diffusion.guidance import Scales, Told, guide, is_inside, restore_spread
 from sora_jax.diffusion.ring import over_windows
 from sora_jax.diffusion.solvers import Step, limit_range, solve
@@ -151,8 +151,7 @@ def generate(
     texts = jax.tree.map(lambda *v: jnp.concatenate(v, 1) if together else jnp.stack(v), *texts)
 
     def network(x: jax.Array, t: jax.Array, text: Text) -> jax.Array:
-        grid = program.level_grid
-        level = t if grid is None else jnp.floor(t * grid) / grid
+        level = told_levels(t, program.level_grid)
         inputs = x
         if seen is not None:
             beside = jnp.broadcast_to(seen.channels, (len(x), *seen.channels.shape[1:]))

@@ -22,6 +22,8 @@ from sora_jax.models.image import ImageConfig, prepare
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, denormalise
 from sora_jax.weights.hub import fetch
+from sora_jax.weights.lora import merge_lora
+from sora_jax.weights.lora_folder import find_adapted
 from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_parts
 from sora_jax.weights.tensor_files import as_dtype
@@ -294,7 +296,12 @@ class Model:
             yield np.asarray(frames)
 
 
-def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") -> Model:
+def load(
+    source: str | pathlib.Path | None = None,
+    *,
+    dtype: str = "float32",
+    lora: str | pathlib.Path | None = None,
+) -> Model:
     """The model of a folder or of the Hugging Face Hub; the shipped one if None.
 
     Args:
@@ -302,13 +309,25 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
         docs/open_weights.md), or OWNER/NAME@COMMIT of one on the Hub.
       dtype: of the parameters in memory, "float32", "bfloat16", "float16", or "stored" for that of
         the files. The networks compute in float32 whatever it is: half the memory, not the time.
+      lora: a file of adapters, or a folder that has one, which are added to the transformer, see
+        docs/finetuning.md. The work folder of a LoRA run as `source` has its own.
 
     Raises:
       FileNotFoundError, ValueError: missing, damaged, or of another configuration.
     """
     kept = as_dtype(dtype)
     folder = find_model(PRETRAINED if source is None else fetch(source))
+    adapted = find_adapted(folder)
+    if adapted is not None:
+        if lora is not None:
+            raise ValueError(
+                f"{folder} is of a LoRA run and has adapters already; leave out those of {lora}, "
+                f"or give the model {adapted.base}"
+            )
+        folder, lora = adapted.base, adapted.file
     parts = load_parts(folder, kept)
+    if lora is not None:
+        merge_lora(parts.dit[1], lora, parts.dit[0])
     vae, (dit_config, dit_params), (text_config, text_params) = parts.vae, parts.dit, parts.text
     params = {"vae": vae.params, "dit": dit_params, "text": text_params}
     image_config = None
@@ -325,7 +344,7 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
         jnp.asarray(vae.mean),
         jnp.asarray(vae.std),
         tokenizer,
-        read_settings(parts.settings, folder),
+        read_settings(parts.settings if adapted is None else adapted.settings, folder),
         image_config,
     )
 

@@ -22,7 +22,7 @@ class Colour:
     """Predicts a clip's mean colour from a few of its pixels."""
 
     def __init__(self):
-        self.frozen = {"scale": np.float32(255.0)}
+        self.frozen, self.start = {"scale": np.float32(255.0)}, None
 
     def init(self, key):
         kernel = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", None))

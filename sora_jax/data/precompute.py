@@ -42,6 +42,7 @@ from sora_jax.training.frozen import (
     make_frame_encoder,
     to_half,
 )
+from sora_jax.training.inherit import inherit
 from sora_jax.training.setup import DTYPES
 from sora_jax.weights.parts import load_vae
 
@@ -66,6 +67,7 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     """
     output = Path(output)
     check_output(output)
+    config = inherit(config)
     if passes < 1:
         raise ValueError(f"--passes={passes}: each clip is read at least once")
     if not isinstance(config.vae, str):

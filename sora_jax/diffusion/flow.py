@@ -45,6 +45,11 @@ def token_shift(tokens: int, *, base: float, base_tokens: int) -> float:
     return base * (tokens / base_tokens) ** 0.5
 
 
+def told_levels(t: jax.Array, grid: int | None) -> jax.Array:
+    """Levels as a model of `grid` discrete levels is told them, rounded down; None for all."""
+    return t if grid is None else jnp.floor(t * grid) / grid
+
+
 def draw_levels(key: jax.Array, batch: int, *, mean: float, std: float) -> jax.Array:
     """Training levels [B]: logit-normal, stratified over the batch so that each step sees all."""
     first, second = jax.random.split(key)

@@ -438,9 +438,13 @@ def flops(
     d, n, m = config.width, tokens, text_tokens + image_tokens
     patch = config.patch[0] * config.patch[1] * config.patch[2]
     block = 2 * n * d * (4 * d + 2 * d + 2 * config.mlp_width) + 2 * m * d * 2 * d
-    block += 4 * n * n * d + 4 * n * m * d
     ends = 2 * n * d * patch * (2 * config.latent_channels + config.image_channels)
     ends += 2 * text_tokens * (config.text_width * d + d * d)
     ends += 2 * image_tokens * config.image_width * (config.image_width + d)
     ends += 2 * frames * (config.time_features * d + d * d + 6 * d * d)
-    return config.layers * block + ends
+    return config.layers * block + attention_flops(config, tokens, m) + ends
+
+
+def attention_flops(config: DiTConfig, tokens: int, text_tokens: int) -> int:
+    """Those of `flops` that are no product with weights: scores, and sums of values by them."""
+    return config.layers * 4 * tokens * (tokens + text_tokens) * config.width

@@ -82,7 +82,7 @@ def init_lora(config: DiTConfig, lora: LoRAConfig, key: jax.Array) -> dict[str, 
         jax.eval_shape(lambda key: init_dit(config, key), key), sep="/"
     )
     adapters = {}
-    for module, key in zip(lora.modules, jax.random.split(key, len(lora.modules))):
+    for module, own_key in zip(lora.modules, jax.random.split(key, len(lora.modules))):
         kernel = boxed[f"{module}/kernel"]
         (layers, inputs, outputs), (_, before, after) = kernel.value.shape, kernel.names
         if lora.rank > min(inputs, outputs):
@@ -91,7 +91,7 @@ def init_lora(config: DiTConfig, lora: LoRAConfig, key: jax.Array) -> dict[str, 
                 f"{module} has; use at most {min(inputs, outputs)}"
             )
         bound = inputs**-0.5
-        a = jax.random.uniform(key, (layers, inputs, lora.rank), minval=-bound, maxval=bound)
+        a = jax.random.uniform(own_key, (layers, inputs, lora.rank), minval=-bound, maxval=bound)
         b = jnp.zeros((layers, lora.rank, outputs))
         adapters[f"{module}/a"] = nn.LogicallyPartitioned(a, ("layers", before, None))
         adapters[f"{module}/b"] = nn.LogicallyPartitioned(b, ("layers", None, after))

@@ -18,7 +18,7 @@ from sora_jax.sharding import batch_sharding, make_mesh
 from sora_jax.training import resume, setup
 from sora_jax.training.clips import option
 from sora_jax.training.optimizer import make_optimizer
-from sora_jax.training.placement import replicate, split_of
+from sora_jax.training.placement import place_frozen, split_of
 from sora_jax.training.state import jit_evaluate, jit_train_step, make_state
 
 logger = logging.getLogger("sora_jax")
@@ -43,8 +43,8 @@ def warm(config: ConfigDict, workdir: str) -> None:
     loop = setup.make_loop_config(config)
     init_key, run_key, evaluate_key = jax.random.split(jax.random.key(loop.seed), 3)
     with jax.set_mesh(mesh):
-        state, shardings = make_state(task.init, tx, init_key, mesh)
-        frozen = replicate(task.frozen, mesh)
+        state, shardings = make_state(task.init, tx, init_key, mesh, task.start)
+        frozen = place_frozen(task.frozen, mesh)
         smooth = {"ema_decay": loop.ema_decay, "accumulate": loop.accumulate}
         train_step = jit_train_step(task, tx, mesh, shardings, **smooth)
         evaluate_step = jit_evaluate(task, mesh)

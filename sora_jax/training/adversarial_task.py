@@ -29,6 +29,10 @@ class AdversarialTask:
     weight: float
     frozen: Any = None
 
+    @property
+    def start(self) -> Any:
+        return None if self.vae.start is None else {"vae": self.vae.start}
+
     def init(self, key: jax.Array) -> Any:
         vae_key, discriminator_key = jax.random.split(key)
         return {

@@ -15,13 +15,16 @@ from sora_jax.diffusion.flow import (
     draw_levels,
     shift_levels,
     token_shift,
+    told_levels,
 )
-from sora_jax.models.dit import DiT, DiTConfig, flops, init_dit
+from sora_jax.models.dit import DiT, DiTConfig, attention_flops, flops, init_dit
+from sora_jax.models.lora import LoRAConfig, init_lora, scaled
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, encode_frames
 from sora_jax.training.losses import flow_loss
-from sora_jax.training.start import begin
 from sora_jax.training.state import Batch, Metrics
+from sora_jax.weights.lora import lora_to_diffusers
+from sora_jax.weights.lora_folder import save_lora
 from sora_jax.weights.model_folder import Part, save_model
 from sora_jax.weights.parts import init_text
 
@@ -36,7 +39,8 @@ class NoiseConfig:
 
     Attributes:
       mean, std: of the logit of the level, before the shift.
-      shift, shift_tokens: the shift at that many tokens; it grows with their square root.
+      shift, shift_tokens: the shift at that many tokens; it grows with their square root, or is the
+        same for all where `shift_tokens` is None.
       floor: level from which on the loss of a clean prediction weighs 1 / level^2, and no more
         below. A small model with little time learns more of what matters with a high one.
 
@@ -47,11 +51,13 @@ class NoiseConfig:
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
-    shift_tokens: int = 100
+    shift_tokens: int | None = 100
     floor: float = 0.05
 
     def __post_init__(self):
         for name in ("std", "shift", "shift_tokens", "floor"):
+            if name == "shift_tokens" and self.shift_tokens is None:
+                continue
             if not getattr(self, name) > 0:
                 raise ValueError(
                     f"config.noise.{name}={getattr(self, name)} must be positive, such as "
@@ -65,6 +71,21 @@ def draw_windows(key: jax.Array, latents: jax.Array, frames: int) -> jax.Array:
     return jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, frames))(
         latents, starts
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """What a LoRA run trains, and the model that it is for.
+
+    Attributes:
+      config: sizes.
+      base: model folder of the transformer.
+      base_sha256: of that transformer.
+    """
+
+    config: LoRAConfig
+    base: pathlib.Path
+    base_sha256: str
 
 
 @dataclasses.dataclass
@@ -86,6 +107,7 @@ class DiTTask:
       tokenizer, settings: go into the model folder.
       start: parameters to start from; None to draw them.
       precomputed: what of `frozen` was at work on the batches before; for the model folder.
+      adapters: what is trained where `frozen` holds the transformer, as "dit"; None to train it.
     """
 
     config: DiTConfig
@@ -101,6 +123,7 @@ class DiTTask:
     settings: dict[str, Any]
     start: Any = None
     precomputed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    adapters: Adapters | None = None
 
     def __post_init__(self):
         if self.config.image_channels:
@@ -111,10 +134,21 @@ class DiTTask:
 
     def init(self, key: jax.Array) -> Any:
         dit_key, text_key = jax.random.split(key)
+        if self.adapters is not None:
+            return {"lora": init_lora(self.config, self.adapters.config, dit_key)}
         params = {"dit": init_dit(self.config, dit_key)}
         if "text" not in {**self.frozen, **self.precomputed}:
             params["text"] = init_text(self.text_config, text_key)
-        return begin(params, self.start)
+        return params
+
+    def _variables(self, params: Any, frozen: Any) -> dict[str, Any]:
+        """What the transformer is applied with."""
+        if self.adapters is None:
+            return {"params": params["dit"]}
+        return {
+            "params": frozen["dit"],
+            "lora": scaled(params["lora"], self.adapters.config.scale),
+        }
 
     def _latents(self, frozen: Any, batch: Batch) -> jax.Array:
         if "latents" in batch:
@@ -149,7 +183,10 @@ class DiTTask:
         noise = jax.random.normal(noise_key, clean.shape)
         x = add_noise(clean, noise, levels)
         prediction = DiT(self.config, self.dtype, self.remat).apply(
-            {"params": params["dit"]}, x, levels, self._text(params, frozen, batch)
+            self._variables(params, frozen),
+            x,
+            told_levels(levels, self.settings.get("level_grid")),
+            self._text(params, frozen, batch),
         )
         is_clean = self.config.prediction == "clean"
         target = clean if is_clean else noise - clean
@@ -158,6 +195,8 @@ class DiTTask:
         return losses, jnp.sum(levels, axis=1) / jnp.sum(~held, axis=1)
 
     def _shift(self, latent_shape: tuple[int, ...]) -> float:
+        if self.noise.shift_tokens is None:
+            return self.noise.shift
         tokens = int(np.prod(self.config.grid(latent_shape)))
         return token_shift(tokens, base=self.noise.shift, base_tokens=self.noise.shift_tokens)
 
@@ -190,9 +229,19 @@ class DiTTask:
         clips = next(iter(batch.values())).shape[0]
         tokens = int(np.prod(self.config.grid((frames, *sides))))
         words = (batch["tokens"] if "tokens" in batch else batch["text"]).shape[1]
-        return 3.0 * clips * flops(self.config, tokens, words, frames)
+        every = flops(self.config, tokens, words, frames)
+        if self.adapters is None:
+            return 3.0 * clips * every
+        # Gradients of weights are those of adapters alone, which are small.
+        return clips * (2.0 * every + attention_flops(self.config, tokens, words))
 
     def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
+        if self.adapters is not None:
+            adapters = scaled(params["lora"], self.adapters.config.scale)
+            tensors = lora_to_diffusers(adapters, self.config)
+            base = self.adapters.base, self.adapters.base_sha256
+            save_lora(folder, tensors, *base, self.settings)
+            return
         fixed = {**self.frozen, **self.precomputed}
         vae = {
             **dataclasses.asdict(self.vae_config),

@@ -17,7 +17,7 @@ from sora_jax.sharding import make_mesh
 from sora_jax.training.checkpoint import Checkpoints
 from sora_jax.training.hosts import StopSignal, wait_for_all
 from sora_jax.training.metrics import Reporter, measure_peak
-from sora_jax.training.placement import gather, place_batch, replicate
+from sora_jax.training.placement import gather, place_batch, place_frozen
 from sora_jax.training.remote import Folder, local_folder
 from sora_jax.training.state import (
     Task,
@@ -131,10 +131,10 @@ def train(
     first = jax.process_index() == 0
     peak = measure_peak() * jax.device_count()
     with jax.set_mesh(mesh):
-        frozen = replicate(task.frozen, mesh)
+        frozen = place_frozen(task.frozen, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
         if checkpoints.latest() is None:
-            state, shardings = make_state(task.init, tx, init_key, mesh)
+            state, shardings = make_state(task.init, tx, init_key, mesh, task.start)
         else:  # without a fresh state beside it, for which there may be no room
             state = abstract_state(task.init, tx, mesh)
             shardings = jax.tree.map(lambda x: x.sharding, state)

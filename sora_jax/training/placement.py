@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sora_jax.sharding import batch_sharding
+from sora_jax.sharding import batch_sharding, tree_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +62,24 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     return {name: place(x) for name, x in batch.items()}
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that all hosts have, on every device of the mesh, without comparing them."""
-    sharding = NamedSharding(mesh, PartitionSpec())
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that all hosts have as global arrays, without comparing them.
 
-    def place(x: Any) -> jax.Array:
+    Args:
+      tree: of arrays.
+      shardings: shaped like it.
+    """
+
+    def one(x: Any, sharding: NamedSharding) -> jax.Array:
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(one, tree, shardings)
+
+
+def place_frozen(tree: Any, mesh: Mesh) -> Any:
+    """What a task does not train: leaves boxed with logical axes are split, others are whole."""
+    return place(nn.meta.unbox(tree), tree_shardings(tree, mesh))
 
 
 def gather(tree: Any, keep: bool) -> Any:

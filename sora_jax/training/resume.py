@@ -15,6 +15,7 @@ import jax
 
 from sora_jax.data.identity import vae_identity
 from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.training.dit_task import Adapters
 from sora_jax.training.hosts import wait_for_all
 from sora_jax.training.placement import BatchSplit
 from sora_jax.training.remote import Folder, local_file, upload
@@ -22,6 +23,7 @@ from sora_jax.training.remote import Folder, local_file, upload
 TOKENIZER = "tokenizer.json"
 VAE = "vae.json"
 BATCHES = "batches.json"
+ADAPTERS = "adapters.json"
 
 
 def has_checkpoint(workdir: Folder) -> bool:
@@ -62,6 +64,36 @@ def keep_vae(workdir: Folder, folder: str) -> None:
             f"config.vae={folder} is not the VAE that the run in {workdir} began with: give that "
             "one, or begin anew in another --workdir"
         )
+
+
+def keep_adapters(workdir: Folder, folder: str, adapters: Adapters) -> None:
+    """Writes down what a LoRA run trains adapters for, and refuses anything else when it goes on.
+
+    A checkpoint has the adapters alone: it would fit any model of the same sizes, and any alpha.
+
+    Args:
+      workdir: of the run.
+      folder: of the model, to be named.
+      adapters: of the run.
+
+    Raises:
+      ValueError: it is not what the run began with.
+    """
+    file = workdir / ADAPTERS
+    said = json.loads(json.dumps(dataclasses.asdict(adapters.config)))
+    said["base_transformer_sha256"] = adapters.base_sha256
+    if not (has_checkpoint(workdir) and file.is_file()):
+        if jax.process_index() == 0:
+            file.write_text(json.dumps(said, indent=1), encoding="utf-8")
+        return
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in said.items():
+        if kept.get(name) != value:
+            what = f"config.init={folder}" if name.startswith("base") else f"config.lora.{name}"
+            raise ValueError(
+                f"{what}: {name} is {value}, and the run in {workdir} began with "
+                f"{kept.get(name)}: give that one, or begin anew in another --workdir"
+            )
 
 
 def kept_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:

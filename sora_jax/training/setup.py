@@ -11,18 +11,23 @@ from ml_collections import ConfigDict
 from sora_jax.data.identity import check_vae
 from sora_jax.diffusion.conditioning import check_weights
 from sora_jax.models.dit import REMAT, DiTConfig
+from sora_jax.models.lora import LoRAConfig, init_lora
+from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.captions import make_text, text_reading
 from sora_jax.training.clips import Data, make_data, option, read_buckets
-from sora_jax.training.dit_task import DiTTask, NoiseConfig
+from sora_jax.training.dit_task import Adapters, DiTTask, NoiseConfig
+from sora_jax.training.inherit import inherit
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.placement import BatchSplit
 from sora_jax.training.remote import Folder, is_remote, remote_folder
-from sora_jax.training.resume import keep_vae
+from sora_jax.training.resume import keep_adapters, keep_vae
 from sora_jax.training.sampling import sampling_settings
-from sora_jax.training.start import start_of_dit, start_of_vae
+from sora_jax.training.start import base_of_dit, start_of_dit, start_of_vae
 from sora_jax.training.vae_task import VAETask
+from sora_jax.weights.lora_folder import transformer_sha256
+from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import load_vae
 from sora_jax.weights.settings import from_settings
 
@@ -54,7 +59,11 @@ def make_vae_task(config: ConfigDict, split: BatchSplit) -> tuple[VAETask | Adve
 
 
 def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tuple[DiTTask, Data]:
-    """The transformer, its text encoder and its clips or latents; `workdir` is the run's."""
+    """The transformer, its text encoder and its clips or latents; `workdir` is the run's.
+
+    With `config.lora.rank` adapters for it are trained instead.
+    """
+    config = inherit(config)
     option(config, "remat", REMAT)
     check_weights(dict(config.patterns))
     buckets = read_buckets(config.data)
@@ -83,7 +92,8 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
             "noise level for each: make its first number 1"
         )
     trained_text = text.config if text.params is None else None
-    start = start_of_dit(config.init, dit, trained_text)
+    adapters = make_adapters(config, dit, trained_text, workdir) if config.lora.rank else None
+    start = None if adapters else start_of_dit(config.init, dit, trained_text)
     for bucket in buckets:
         vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
     noise = from_settings(NoiseConfig, config.noise)
@@ -102,6 +112,8 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
     (precomputed if config.data.latents else frozen).update(encoder)
     if text.params is not None:
         (precomputed if "text_length" in reading else frozen)["text"] = text.params
+    if adapters:
+        frozen["dit"] = base_of_dit(config.init, dit)
     task = DiTTask(
         dit,
         text.config,
@@ -116,8 +128,32 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
         settings=dataclasses.asdict(settings),
         start=start,
         precomputed=precomputed,
+        adapters=adapters,
     )
     return task, data
+
+
+def make_adapters(
+    config: ConfigDict, dit: DiTConfig, trained_text: TextConfig | None, workdir: Folder
+) -> Adapters:
+    """What a LoRA run trains.
+
+    Raises:
+      FileNotFoundError, ValueError: sizes that cannot be, no model to train them for, a text
+        encoder that would have to be trained too, or not those that the run began with.
+    """
+    lora = from_settings(LoRAConfig, config.lora)
+    if not config.init or trained_text is not None:
+        what, name = ("model", "init") if not config.init else ("text encoder", "text_encoder")
+        raise ValueError(
+            f"config.lora.rank={lora.rank} trains adapters for a {what} that stays as it is: give "
+            f"its model folder as config.{name}, or set config.lora.rank=0"
+        )
+    jax.eval_shape(lambda key: init_lora(dit, lora, key), jax.random.key(0))  # raises
+    base = find_model(config.init)
+    adapters = Adapters(lora, base, transformer_sha256(base))
+    keep_adapters(workdir, config.init, adapters)
+    return adapters
 
 
 # By config.task: (config, workdir, split) -> the task and its clips.

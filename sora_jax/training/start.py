@@ -4,26 +4,13 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit import DiTConfig, init_dit
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import load_dit, load_text, load_vae
-
-
-def begin(drawn: Any, start: Any) -> Any:
-    """`drawn`, a tree of boxes with logical axes, with the values of `start` if there is one."""
-    if start is None:
-        return drawn
-    return jax.tree.map(
-        lambda box, x: box.replace_boxed(jnp.asarray(x)),
-        drawn,
-        start,
-        is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
-    )
 
 
 def start_of_vae(folder: str, config: VAEConfig) -> Any:
@@ -59,6 +46,30 @@ def start_of_dit(folder: str, config: DiTConfig, text_config: TextConfig | None)
         found, start["text"] = load_text(find_model(folder))
         _check_same(folder, "text encoder", "text", found, text_config)
     return start
+
+
+def base_of_dit(folder: str, config: DiTConfig) -> Any:
+    """Parameters of the transformer of a model folder, in the dtype of its file, to train beside.
+
+    Args:
+      folder: model folder.
+      config: sizes that are wanted.
+
+    Returns:
+      Numpy arrays boxed with their logical axes.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, damaged, or of another configuration.
+    """
+    found, params = load_dit(find_model(folder), None)
+    _check_same(folder, "transformer", "dit", found, config)
+    boxed = jax.eval_shape(lambda key: init_dit(config, key), jax.random.key(0))
+    return jax.tree.map(
+        lambda box, x: box.replace_boxed(x),
+        boxed,
+        params,
+        is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+    )
 
 
 def _check_same(folder: str, what: str, key: str, found: Any, wanted: Any) -> None:

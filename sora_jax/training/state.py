@@ -1,6 +1,6 @@
 """The train state and one step of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sora_jax.sharding import compiler_options, constrain, tree_shardings, ways
+from sora_jax.training.placement import place
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -20,7 +21,9 @@ Metrics = dict[str, jax.Array]
 class Task(Protocol):
     """What the loop trains: parameters, a loss, a score, pictures of the progress."""
 
-    frozen: Any  # parameters that are used but not trained
+    # Parameters that are used but not trained, boxed with logical axes where they are to be split.
+    frozen: Any
+    start: Any  # parameters to begin with, for some branches of the tree or all; None to draw them
 
     def init(self, key: jax.Array) -> Any:
         """Parameters boxed with their logical axes."""
@@ -58,10 +61,26 @@ class TrainState(struct.PyTreeNode):
     skipped: jax.Array
 
 
+def _begin(drawn: Any, start: Any) -> Any:
+    """`drawn`, a nested dict of boxes with logical axes, with the values of `start` where it has.
+
+    Raises:
+      ValueError: a shape that is not that of the parameter.
+    """
+    if isinstance(drawn, Mapping):
+        return {name: _begin(x, start[name]) if name in start else x for name, x in drawn.items()}
+    if jnp.shape(start) != drawn.value.shape:
+        raise ValueError(f"shape {jnp.shape(start)} in place of {drawn.value.shape}")
+    return drawn.replace_boxed(start.astype(drawn.value.dtype))
+
+
 def _create(
-    init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, key: jax.Array
+    init: Callable[[jax.Array], Any],
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    start: Any = None,
 ) -> TrainState:
-    params = init(key)
+    params = init(key) if start is None else _begin(init(key), start)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -88,12 +107,29 @@ def abstract_state(
 
 
 def make_state(
-    init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, key: jax.Array, mesh: Mesh
+    init: Callable[[jax.Array], Any],
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    mesh: Mesh,
+    start: Any = None,
 ) -> tuple[TrainState, Any]:
-    """A fresh state laid out on the mesh, and its shardings."""
+    """A fresh state laid out on the mesh, and its shardings; `start` as `Task` has it."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(init, tx, mesh))
-    create = jax.jit(lambda key: nn.meta.unbox(_create(init, tx, key)), out_shardings=shardings)
-    return create(key), shardings
+
+    def create(key: jax.Array, start: Any) -> TrainState:
+        return nn.meta.unbox(_create(init, tx, key, start))
+
+    if start is not None:
+        # An argument and split, not a constant of the program: these may be many gigabytes.
+        start = place(start, _branches(shardings.params, start))
+    return jax.jit(create, out_shardings=shardings)(key, start), shardings
+
+
+def _branches(tree: Any, like: Any) -> Any:
+    """The branches of nested dicts that `like` has too."""
+    if not isinstance(like, Mapping):
+        return tree
+    return {name: _branches(tree[name], branch) for name, branch in like.items()}
 
 
 def _in_parts(batch: Batch, parts: int) -> Batch:

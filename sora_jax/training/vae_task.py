@@ -13,7 +13,6 @@ from sora_jax.evaluation.reconstruction import psnr, ssim
 from sora_jax.models.pixels import to_float, to_uint8
 from sora_jax.models.vae import VAE, VAEConfig, init_vae
 from sora_jax.training.losses import gradient_loss, kl_loss
-from sora_jax.training.start import begin
 from sora_jax.training.state import Batch, Metrics
 from sora_jax.video_io import write
 from sora_jax.weights.model_folder import Part, save_model
@@ -43,7 +42,7 @@ class VAETask:
     frozen: Any = None
 
     def init(self, key: jax.Array) -> Any:
-        return begin(init_vae(self.config, key), self.start)
+        return init_vae(self.config, key)
 
     def _reconstruct(self, params: Any, frames: jax.Array, key: jax.Array | None) -> tuple:
         x = to_float(frames)

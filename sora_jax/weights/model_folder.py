@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from sora_jax.weights.tensor_files import allocate
 
 FORMAT = "sora_jax model 1"
+LORA_FORMAT = "sora_jax lora 1"  # see `weights.lora_folder`
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -114,6 +115,11 @@ def load_description(folder: pathlib.Path | str) -> dict[str, Any]:
         description = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not JSON ({error}); write the model folder again") from error
+    if isinstance(description, dict) and description.get("format") == LORA_FORMAT:
+        raise ValueError(
+            f"{folder} holds adapters and no whole model; give that of {description.get('base')}, "
+            "or write both as one: python -m sora_jax.weights export"
+        )
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{file} is not a {FORMAT!r} file; write the model folder again")
     return description

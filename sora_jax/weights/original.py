@@ -37,3 +37,10 @@ def to_diffusers_name(name: str) -> str:
     block, module, leaf = _NAME.fullmatch(name).groups()
     names = _MODULES if block is None else _IN_BLOCKS
     return f"{block or ''}{names.get(module, module)}{leaf or ''}"
+
+
+def to_original_name(module: str) -> str:
+    """Wan's own name of a module of the transformer that diffusers calls so."""
+    block, name, _ = _NAME.fullmatch(module).groups()
+    names = _MODULES if block is None else _IN_BLOCKS
+    return f"{block or ''}{next((k for k, v in names.items() if v == name), name)}"

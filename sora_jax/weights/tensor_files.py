@@ -80,7 +80,7 @@ def list_tensors(folder: pathlib.Path, stem: str) -> dict[str, Stored]:
     if index.is_file():
         return _list_indexed(folder, index)
     if single.is_file():
-        return _list_file(single)
+        return list_file(single)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; download the whole model again")
     here = sorted(file.name for file in folder.iterdir())
@@ -111,7 +111,7 @@ def _list_indexed(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Stored
             )
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; download it again")
-        found = _list_file(folder / name)
+        found = list_file(folder / name)
         for key, stored in found.items():
             if places.get(key) != name:
                 raise ValueError(
@@ -126,8 +126,12 @@ def _list_indexed(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Stored
     return tensors
 
 
-def _list_file(file: pathlib.Path) -> dict[str, Stored]:
-    """Tensors of one file; the library compares its size with what its header promises."""
+def list_file(file: pathlib.Path) -> dict[str, Stored]:
+    """All tensors of a file, whose size the library compares with what its header promises.
+
+    Raises:
+      ValueError: a damaged file, or numbers of an unknown type.
+    """
     found = {}
     try:
         with safe_open(file, framework="numpy") as tensors:

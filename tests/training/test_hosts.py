@@ -141,7 +141,7 @@ import sys
 import jax, numpy as np
 from sora_jax.sharding import make_mesh
 from sora_jax.training.multihost import join
-from sora_jax.training.placement import gather, place_batch, replicate, split_of
+from sora_jax.training.placement import gather, place_batch, place_frozen, split_of
 address, count, index = (flag.partition("=")[2] for flag in sys.argv[1:])
 join(address, int(count), int(index), {})
 batch = np.arange(8 * 3).reshape(8, 3)
@@ -155,7 +155,7 @@ for shape in MESHES:
         np.testing.assert_array_equal(shard.data, batch[shard.index])
     whole = gather({"x": placed}, keep=index == "0")["x"]
     assert whole is None if index != "0" else np.array_equal(whole, batch)
-    fixed = replicate({"x": batch}, mesh)["x"]
+    fixed = place_frozen({"x": batch}, mesh)["x"]
     assert fixed.is_fully_replicated and np.array_equal(fixed, batch)
     print(*mine[:, 0] // 3, file=sys.stderr)
 """

@@ -31,7 +31,7 @@ def quick_start(monkeypatch):
 class MeanColour:
     """A small real task: predict a clip's mean colour from its first pixel, with noise."""
 
-    frozen = None
+    frozen = start = None
 
     def __init__(self, poison=frozenset(), on_step=None):
         self.poison = jnp.array(sorted(poison) or [-1])

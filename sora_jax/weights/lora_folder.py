@@ -1,0 +1,102 @@
+"""The model folder of a LoRA run: adapters, and which model they belong to.
+
+`model.json` names the folder of that model and its transformer's checksum; the adapters are a file
+that diffusers reads too, see `weights.lora`.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from sora_jax.weights.lora import FILE
+from sora_jax.weights.model_folder import LORA_FORMAT, load_description, replaced
+from sora_jax.weights.tensor_files import read_json
+
+
+class Adapted(NamedTuple):
+    """What the folder of a LoRA run says.
+
+    Attributes:
+      base: model folder that the adapters were trained on.
+      file: of the adapters.
+      settings: of sampling, as model.json of a whole model has them.
+    """
+
+    base: pathlib.Path
+    file: pathlib.Path
+    settings: dict[str, Any]
+
+
+def transformer_sha256(folder: pathlib.Path | str) -> str:
+    """What tells the transformer of a model folder from others.
+
+    Raises:
+      FileNotFoundError: it is no model folder with a transformer.
+    """
+    file = pathlib.Path(folder) / "dit.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; give a model folder with a transformer")
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_lora(
+    folder: pathlib.Path | str,
+    tensors: Mapping[str, np.ndarray],
+    base: pathlib.Path | str,
+    sha256: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes the folder; files of the same names are replaced one by one, whole.
+
+    Args:
+      folder: made if missing.
+      tensors: of `lora_to_diffusers`.
+      base: model folder that the adapters belong to.
+      sha256: of its transformer.
+      settings: JSON values of the model as a whole, see `save_model`.
+    """
+    description = {
+        "format": LORA_FORMAT,
+        "base": str(pathlib.Path(base).expanduser().resolve()),
+        "base_transformer_sha256": sha256,
+        **settings,
+    }
+    with replaced(folder) as scratch:
+        save_file(dict(tensors), scratch / FILE, metadata={"format": "pt"})
+        (scratch / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def find_adapted(folder: pathlib.Path) -> Adapted | None:
+    """The contents of the folder of a LoRA run; None if it is any other folder.
+
+    Raises:
+      FileNotFoundError, ValueError: its model is gone or has changed.
+    """
+    description = folder / "model.json"
+    if not description.is_file():
+        return None
+    said = read_json(description)
+    if said.get("format") != LORA_FORMAT:
+        return None
+    base = pathlib.Path(str(said.get("base")))
+    remedy = f"give the model and the adapters by themselves: MODEL with --lora={folder / FILE}"
+    try:
+        load_description(base)
+        found = transformer_sha256(base)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(
+            f"{description} has adapters for the model in {base}: {error}; if it was moved, "
+            f"{remedy}"
+        ) from error
+    if found != said.get("base_transformer_sha256"):
+        raise ValueError(
+            f"{description} has adapters for the model that was in {base}, where there is another "
+            f"one now; if it was moved, {remedy}"
+        )
+    return Adapted(base, folder / FILE, said)
