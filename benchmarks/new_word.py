@@ -1,0 +1,80 @@
+"""Does fine-tuning teach the shipped model a word? Clips of pink shapes, a colour it never saw.
+
+python -m benchmarks.new_word render FOLDER [clips]       # to learn from: videos and captions
+python -m benchmarks.new_word score CHECKPOINT [samples]  # read back from the pixels
+
+Scored are samples of combinations of shape, direction and background that were in no clip, in pink,
+and as many of the colours that the model knew before, which it could have lost.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+import sora_jax
+from sora_jax.buckets import Bucket
+from sora_jax.data.worlds import shapes, verify
+
+WORD, COLOUR = "pink", (250, 130, 190)
+BUCKET = Bucket(17, 64, 64)
+ATTRIBUTES = ("colour", "shape", "direction", "all")
+
+
+def combinations(*, held_out: bool, known: bool) -> list[shapes.Combination]:
+    """Those of pink or of the other colours, in an order without an order."""
+    every = [
+        shapes.Combination(colour, shape, size, direction, background)
+        for colour in shapes.COLOURS
+        for shape in shapes.SHAPES
+        for size in shapes.SIZES
+        for direction in shapes.DIRECTIONS
+        for background in shapes.BACKGROUNDS
+        if (colour != WORD) == known
+        and shapes.is_held_out(colour, shape, direction, background) == held_out
+    ]
+    order = np.random.default_rng(0).permutation(len(every))
+    return [every[i] for i in order]
+
+
+def render(folder: pathlib.Path, clips: int) -> None:
+    folder.mkdir(parents=True)
+    chosen, rng = combinations(held_out=False, known=False), np.random.default_rng(1)
+    rows = []
+    for i in range(clips):
+        scene = shapes.place(rng, BUCKET, [chosen[i % len(chosen)]])
+        name = f"{i:04}.mp4"
+        sora_jax.save(shapes.render(scene), folder / name, fps=shapes.FPS)
+        rows.append(json.dumps({"file_name": name, **shapes.captions(scene, rng)}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def score(checkpoint: str, samples: int) -> None:
+    model = sora_jax.load(checkpoint)
+    print(f"{'':>8}" + "".join(f"{name:>11}" for name in ATTRIBUTES))
+    for name, known in ((WORD, False), ("known", True)):
+        rng = np.random.default_rng(2)
+        chosen = combinations(held_out=True, known=known)
+        scenes = [shapes.place(rng, BUCKET, [chosen[i % len(chosen)]]) for i in range(samples)]
+        prompts = [shapes.captions(scene, rng)["detailed"] for scene in scenes]
+        size = BUCKET.width, BUCKET.height
+        clips = model.sample(prompts, size=size, frames=BUCKET.frames, seed=0)
+        found = [verify.check(clip, scene) for clip, scene in zip(clips, scenes)]
+        shares = [np.mean([one[attribute] for one in found]) for attribute in ATTRIBUTES]
+        print(f"{name:>8}" + "".join(f"{100 * share:>10.1f}%" for share in shares))
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) not in (3, 4) or argv[1] not in ("render", "score"):
+        sys.exit(__doc__)
+    shapes.COLOURS[WORD] = COLOUR
+    count = [int(number) for number in argv[3:]]
+    if argv[1] == "render":
+        render(pathlib.Path(argv[2]), *(count or [288]))
+    else:
+        score(argv[2], *(count or [24]))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,229 @@
+"""Fine-tuning: what is trained, what a checkpoint holds, and what comes from the model."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from tiny_model import write_model
+
+import sora_jax
+from configs import finetune
+from sora_jax.models.lora import scaled
+from sora_jax.sharding import make_mesh
+from sora_jax.training import dit_task, loop, setup
+from sora_jax.training.inherit import inherit
+from sora_jax.training.loop import train
+from sora_jax.training.optimizer import make_optimizer
+from sora_jax.training.placement import BatchSplit, place_frozen, split_of
+from sora_jax.training.state import make_state
+from sora_jax.weights.lora import lora_to_diffusers, merge_lora
+from sora_jax.weights.lora_folder import save_lora, transformer_sha256
+from sora_jax.weights.parts import load_dit
+from sora_jax.weights.tensor_files import write_tensors
+from tests.weights.open_folders import PIPELINE
+
+WAN = {"shift": 5.0, "shift_tokens": None, "latent_limit": None, "solver": "unipc"}
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    """Without the seconds that measuring the machine takes at each start."""
+    monkeypatch.setattr(loop, "measure_peak", lambda: 1e9)
+
+
+def write_wan_like(folder):
+    """A model that samples as Wan does, predicts velocities, and has a transformer in bfloat16."""
+    write_model(folder, level_grid=1000, **WAN)
+    description = json.loads((folder / "model.json").read_text())
+    description["parts"]["dit"]["prediction"] = "velocity"
+    (folder / "model.json").write_text(json.dumps(description))
+    flat = traverse_util.flatten_dict(load_dit(folder)[1], sep="/")
+    layout = {name: (x.shape, np.dtype(jnp.bfloat16)) for name, x in flat.items()}
+    tensors = ((name, x.astype(jnp.bfloat16)) for name, x in flat.items())
+    write_tensors(folder / "dit.safetensors", layout, tensors)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_wan_like(tmp_path_factory.mktemp("model"))
+
+
+def make_config(model, kind="lora", **changes):
+    config = finetune.get_config(kind)
+    config.init = str(model)
+    config.dtype = "float32"
+    config.data.folder, config.data.clips = "", 16
+    config.data.buckets = ((5, 16, 32),)
+    config.data.held_out_batches = 1
+    config.optimizer.warmup_steps = 1
+    config.optimizer.learning_rate = 1e-2
+    config.lora.rank = 2 if kind == "lora" else 0
+    config.loop.update({"steps": 4, "log_every": 1, "checkpoint_every": 2})
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def make_task(config, workdir, split=None):
+    workdir = setup.workdir_path(str(workdir))
+    task, data = setup.make_dit_task(config, workdir, split or BatchSplit())
+    data.loader.close()
+    return task
+
+
+def run(config, workdir, steps):
+    """The state after so many steps of a run whose schedule is that of the config."""
+    mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
+    workdir = setup.workdir_path(str(workdir))
+    task, data = setup.make_dit_task(config, workdir, split_of(mesh))
+    tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
+    config.loop.steps = steps
+    settings = setup.make_loop_config(config)
+    held_out = data.held_out if steps == 4 else []
+    try:
+        return train(task, tx, data.loader, held_out, settings, workdir, mesh)
+    finally:
+        data.loader.close()
+
+
+def test_a_lora_run_goes_on_bit_for_bit_and_writes_what_can_be_sampled(model, tmp_path):
+    whole = run(make_config(model), tmp_path / "whole", 4)
+    run(make_config(model), tmp_path / "parts", 2)
+    parts = run(make_config(model), tmp_path / "parts", 4)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert np.abs(whole.params["lora"]["blocks"]["mlp_in"]["b"]).max() > 0
+    ema = jax.device_get(scaled(parts.ema["lora"], 16.0 / 2))
+    config, params = load_dit(model)
+    save_lora(tmp_path, lora_to_diffusers(ema, config), model, transformer_sha256(model), {})
+    merge_lora(params, tmp_path, config)
+    loaded = sora_jax.load(tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params["dit"], params)
+    assert loaded.settings == sora_jax.load(model).settings
+    clip = loaded.sample("a red circle moves right", steps=2)
+    base = sora_jax.load(model).sample("a red circle moves right", steps=2)
+    assert clip.shape == base.shape and (clip != base).any()
+
+
+def test_only_adapters_have_a_state_and_the_model_stays_as_its_file_has_it(model, tmp_path):
+    mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
+    task = make_task(make_config(model), tmp_path, split_of(mesh))
+    tx = make_optimizer(steps=4, **make_config(model).optimizer)
+    state, _ = make_state(task.init, tx, jax.random.key(0), mesh, task.start)
+    adapters = {x.shape for x in jax.tree.leaves(state.params["lora"])}
+    assert set(state.params) == {"lora"} and task.start is None
+    for x in jax.tree.leaves((state.ema, state.opt_state)):
+        assert x.ndim == 0 or x.shape in adapters
+    assert all(2 in shape for shape in adapters)  # of low rank
+    frozen = place_frozen(task.frozen, mesh)
+    kernels = traverse_util.flatten_dict(frozen["dit"], sep="/")
+    expected = traverse_util.flatten_dict(load_dit(model, None)[1], sep="/")
+    for name, x in kernels.items():
+        assert x.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(x, expected[name])
+    shard = kernels["blocks/mlp_in/kernel"].addressable_shards[0].data
+    assert shard.shape == (2, 16, 64)
+    a = state.params["lora"]["blocks"]["mlp_in"]["a"]
+    assert a.dtype == jnp.float32 and a.addressable_shards[0].data.shape == (2, 16, 2)
+
+
+def test_settings_are_those_of_the_model(model, tmp_path):
+    config = make_config(model, "full", **{"data.buckets": None, "sampling.frames": 9})
+    filled = inherit(config)
+    assert filled.vae == filled.text_encoder == str(model)
+    # Of 32 x 16 pixels, half of the nine frames among them.
+    assert {frames for frames, _, _ in filled.data.buckets} == {1, 5, 9}
+    assert {height * width for _, height, width in filled.data.buckets} == {256, 512}
+    filled.data.buckets = ((5, 16, 32),)
+    task = make_task(filled, tmp_path)
+    assert task.config == load_dit(model)[0] and task.config.prediction == "velocity"
+    assert set(task.start) == {"dit"} and task.adapters is None
+    wanted = sora_jax.load(model).settings.override(frames=9)
+    settings = {**task.settings, "guidance": wanted.guidance}
+    assert settings == {name: getattr(wanted, name) for name in settings}
+    assert task._shift((2, 4, 4)) == task._shift((1, 2, 2)) == 5.0
+
+
+def test_training_tells_the_levels_that_sampling_will(model, tmp_path, monkeypatch):
+    task = make_task(make_config(model), tmp_path)
+    told, seen = [], {"latents": np.zeros((8, 3, 2, 4, 4), np.float32)}
+    seen["text"] = np.zeros((8, 4, 16), np.float16)
+
+    class Spy:
+        def __init__(self, *_):
+            pass
+
+        def apply(self, variables, x, levels, text):
+            told.append((np.asarray(x), np.asarray(levels)))
+            return x
+
+    monkeypatch.setattr(dit_task, "DiT", Spy)
+    variables = {"lora": {}}, {"dit": {}}
+    task.loss(*variables, seen, jax.random.key(0))
+    grid = told[0][1] * 1000
+    np.testing.assert_allclose(grid, np.round(grid), atol=1e-3)
+    assert len(np.unique(grid)) > 4
+    # The noise itself is of the level that was drawn, up to a thousandth above.
+    noisy = told[0][0].std(axis=(2, 3, 4))
+    assert (np.abs(noisy - told[0][1]) < 0.5).all()
+
+
+def test_a_full_run_trains_all_of_the_transformer_from_where_its_model_is(model, tmp_path):
+    config = make_config(model, "full", **{"optimizer.learning_rate": 1e-3})
+    state = run(config, tmp_path, 2)  # the first at a rate of zero
+    before = traverse_util.flatten_dict(load_dit(model)[1], sep="/")
+    after = traverse_util.flatten_dict(state.params["dit"], sep="/")
+    change = {name: np.abs(after[name] - before[name]).max() for name in before}
+    assert max(change.values()) < 2e-3 and change["blocks/mlp_in/kernel"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora.alpha": 3.0}, r"config.lora.alpha: alpha is 3.0, .* began with 16.0"),
+        ({"lora.targets": ("mlp",)}, r"config.lora.targets: targets is \['mlp'\]"),
+        ({"init": "other"}, r"config.init=.*other: base_transformer_sha256 is"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_adapters(model, tmp_path, changes, message):
+    make_task(make_config(model), tmp_path)
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    make_task(make_config(model), tmp_path)
+    if "init" in changes:
+        # The same VAE and text encoder; the transformer is not in bfloat16.
+        changes = {"init": str(write_model(tmp_path / "other", level_grid=1000, **WAN))}
+        changes["dit.prediction"] = "clean"
+    config = make_config(model)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        make_task(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": str(PIPELINE)}, r"an open model as it is published.*weights import --source="),
+        ({"init": "", "vae": "MODEL"}, r"adapters for a model that stays as it is: .*config.init"),
+        ({"text_encoder": ""}, r"adapters for a text encoder that stays .* config.text_encoder"),
+        ({"lora.rank": 64}, r"config.lora.rank=64 is more than the 32 x 32 matrix"),
+        ({"init": "two"}, r"has 'dit_low' beside \['dit', 'text', 'vae'\]"),
+    ],
+)
+def test_a_model_that_adapters_cannot_be_trained_for_is_refused(model, tmp_path, changes, message):
+    if changes.get("init") == "two":
+        two = write_model(tmp_path / "two")
+        description = json.loads((two / "model.json").read_text())
+        description["parts"]["dit_low"] = description["parts"]["dit"]
+        (two / "model.json").write_text(json.dumps(description))
+        changes = {"init": str(two)}
+    config = make_config(model)
+    if "vae" in changes:
+        changes = {"init": "", "vae": str(model), "text_encoder": str(model)}
+        config.update_from_flattened_dict({"tokenizer.length": 8, "data.fps": 8.0})
+        config.dit.update({"width": 32, "layers": 2, "heads": 2, "mlp_width": 64})
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        make_task(config, tmp_path / "run")
