@@ -27,6 +27,7 @@ from sora_jax.pod.report import make_report, tell
 from sora_jax.pod.search import search
 from sora_jax.pod.sizes import default_batch, read_sizes
 from sora_jax.pod.warm import warm
+from sora_jax.training.inherit import inherit
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "The slice, such as v5p:4x4x8 or v6e:16x16.")
@@ -58,7 +59,7 @@ def plan_one(config, topology):
 
 
 def run():
-    config = CONFIG.value
+    config = inherit(CONFIG.value)
     if WARM.value:
         if WORKDIR.value is None:
             raise ValueError("--warm needs --workdir=FOLDER, that of the run to come")

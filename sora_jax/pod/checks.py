@@ -11,7 +11,7 @@ from sora_jax.pod.chips import CHIPS, GIB, Slice
 from sora_jax.pod.sizes import Sizes
 from sora_jax.sharding import MESH_AXES, RULES
 
-STATE = ("parameters", "EMA", "optimizer")
+STATE = ("parameters", "frozen", "EMA", "optimizer")
 
 
 def batch_ways(mesh: Mapping[str, int]) -> int:

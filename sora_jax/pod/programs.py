@@ -1,6 +1,7 @@
 """The programs that a run compiles, traced for a mesh without data, weights or devices."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,11 +16,12 @@ from sora_jax.diffusion.solvers import euler_step
 from sora_jax.generation import Program, Seen, generate
 from sora_jax.models.dit import flops, init_dit
 from sora_jax.models.image import ImageConfig
+from sora_jax.models.lora import LoRAConfig
 from sora_jax.models.vae import encode_frames, init_vae
 from sora_jax.pod.sizes import Sizes
 from sora_jax.sharding import batch_sharding, tree_shardings
 from sora_jax.training.adversarial_task import AdversarialTask
-from sora_jax.training.dit_task import DiTTask, NoiseConfig
+from sora_jax.training.dit_task import Adapters, DiTTask, NoiseConfig
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.state import abstract_state, jit_train_step
 from sora_jax.training.vae_task import VAETask
@@ -51,6 +53,10 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Any:
         return AdversarialTask(task, loss.adversarial) if loss.adversarial else task
     # With latents and text features computed before, nothing else is on the devices.
     precomputed = {"text": _shapes(init_text, sizes.text)} if sizes.frozen_text else {}
+    adapters, frozen = None, {}
+    if config.lora.rank:
+        adapters = Adapters(from_settings(LoRAConfig, config.lora), pathlib.Path(), "")
+        frozen = {"dit": _as_stored(jax.eval_shape(lambda key: init_dit(sizes.dit, key), _key()))}
     return DiTTask(
         sizes.dit,
         sizes.text,
@@ -58,13 +64,19 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Any:
         sizes.dtype,
         from_settings(NoiseConfig, config.noise),
         dict(config.patterns),
-        frozen={},
+        frozen=frozen,
         remat=config.remat,
         window=config.window,
         tokenizer=None,
         settings={},
         precomputed=precomputed,
+        adapters=adapters,
     )
+
+
+def _as_stored(boxed: Any) -> Any:
+    """Shapes of an open model's parameters, which are published in bfloat16."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), boxed)
 
 
 def train_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:
@@ -76,6 +88,7 @@ def train_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work
     task = make_task(config, sizes)
     tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
     state = abstract_state(task.init, tx, mesh)
+    frozen = _placed(nn.meta.unbox(task.frozen), tree_shardings(task.frozen, mesh))
     batch = _batch(sizes, mesh, clips)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     settings = {"ema_decay": config.loop.ema_decay, "accumulate": config.loop.accumulate}
@@ -86,7 +99,9 @@ def train_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work
         "optimizer": (state.opt_state, state.step, state.bad_steps, state.skipped),
         "batch": batch,
     }
-    return Work(step, (state, task.frozen, batch, _key()), kinds, task.flops(batch))
+    if frozen:
+        kinds["frozen"] = frozen
+    return Work(step, (state, frozen, batch, _key()), kinds, task.flops(batch))
 
 
 def sample_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:

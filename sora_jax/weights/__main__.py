@@ -1,6 +1,6 @@
 """Writes a model elsewhere, or open weights as a model:
 
-python -m sora_jax.weights export --checkpoint=FOLDER --output=FOLDER
+python -m sora_jax.weights export --checkpoint=FOLDER --output=FOLDER [--lora=FILE]
 python -m sora_jax.weights import --source=FOLDER --output=FOLDER [--dtype=bfloat16]
 
 What is exported is a model folder with float16 parameters, half the size: what one hands on. What
@@ -20,27 +20,31 @@ from sora_jax import command
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.importing import write_model
+from sora_jax.weights.lora_folder import find_adapted
 from sora_jax.weights.model_folder import Part, find_model, load_description, save_model
 from sora_jax.weights.parts import check_vocabulary
 from sora_jax.weights.tensor_files import as_dtype
 from sora_jax.weights.wan import is_open_model, open_model
 
 
-def export(source: str, output: str) -> None:
+def export(source: str, output: str, *, lora: str | None = None) -> None:
     """Copies a model with its parameters in float16; ~ in a path is the home folder.
 
     Args:
-      source, output: model folders.
+      source, output: model folders; that of a LoRA run is written as one with its model.
+      lora: adapters to add to the transformer, see `sora_jax.load`.
 
     Raises:
       ValueError: a parameter that float16 cannot hold, or the output is the source.
     """
     folder, output = find_model(source), pathlib.Path(output).expanduser()
-    model = sora_jax.load(folder)
+    model = sora_jax.load(folder, lora=lora)
+    adapted = find_adapted(folder)
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output={output} is the checkpoint itself; name another folder")
     parts = {}
-    for name, settings in load_description(folder)["parts"].items():
+    described = folder if adapted is None else adapted.base
+    for name, settings in load_description(described)["parts"].items():
         parts[name] = Part(settings, model.params[name])
     limit = float(np.finfo(np.float16).max)
     for name, params in model.params.items():
@@ -85,7 +89,7 @@ def run(argv: list[str]) -> None:
         if argv[1] == "import":
             import_open(values.source, values.output, dtype=values.dtype)
         else:
-            export(values.checkpoint, values.output)
+            export(values.checkpoint, values.output, lora=values.lora)
     except (ValueError, OSError) as error:
         command.fail(error)
 
@@ -101,6 +105,7 @@ def _define_flags(task: str) -> None:
     flags.DEFINE_string(
         "checkpoint", None, "Model folder, or work folder of a training run.", required=True
     )
+    flags.DEFINE_string("lora", None, "Adapters to add to the model's transformer.")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tiny_model import DIT_CONFIG, draw_params, write_model
 import sora_jax
 from sora_jax.models.dit import init_dit
 from sora_jax.models.lora import scaled
+from sora_jax.weights.__main__ import export
 from sora_jax.weights.diffusers import dit_from_diffusers, dit_to_diffusers
 from sora_jax.weights.lora import FILE, lora_to_diffusers, merge_lora
 from sora_jax.weights.lora_folder import save_lora, transformer_sha256
@@ -179,6 +180,19 @@ def test_a_lora_run_is_loaded_with_its_model(folders):
     assert {x.dtype.name for x in jax.tree.leaves(half)} == {"bfloat16"}
     with pytest.raises(ValueError, match=r"is of a LoRA run and has adapters already; leave out"):
         sora_jax.load(run, lora=run / FILE)
+
+
+def test_a_lora_run_is_exported_as_one_model(folders, tmp_path):
+    model, run = folders
+    export(str(run), str(tmp_path / "one"))
+    export(str(model), str(tmp_path / "two"), lora=str(run))
+    one, two, loaded = (
+        sora_jax.load(folder) for folder in (tmp_path / "one", tmp_path / "two", run)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    assert one.settings == loaded.settings
+    changed = jax.device_get((one.params["dit"], loaded.params["dit"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *changed)
 
 
 def test_a_lora_run_whose_model_is_another_one_or_gone_is_refused(folders):
