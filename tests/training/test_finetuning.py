@@ -1,23 +1,25 @@
 """Fine-tuning: what is trained, what a checkpoint holds, and what comes from the model."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 from tiny_model import write_model
 
 import sora_jax
 from configs import finetune
 from sora_jax.models.lora import scaled
-from sora_jax.sharding import make_mesh
+from sora_jax.sharding import make_mesh, tree_shardings
 from sora_jax.training import dit_task, loop, setup
 from sora_jax.training.inherit import inherit
 from sora_jax.training.loop import train
 from sora_jax.training.optimizer import make_optimizer
-from sora_jax.training.placement import BatchSplit, place_frozen, split_of
+from sora_jax.training.placement import BatchSplit, place, place_batch, place_frozen, split_of
 from sora_jax.training.state import make_state
 from sora_jax.weights.lora import lora_to_diffusers, merge_lora
 from sora_jax.weights.lora_folder import save_lora, transformer_sha256
@@ -25,7 +27,13 @@ from sora_jax.weights.parts import load_dit
 from sora_jax.weights.tensor_files import write_tensors
 from tests.weights.open_folders import PIPELINE
 
-WAN = {"shift": 5.0, "shift_tokens": None, "latent_limit": None, "solver": "unipc"}
+WAN = {
+    "text_length": 48,
+    "shift": 5.0,
+    "shift_tokens": None,
+    "latent_limit": None,
+    "solver": "unipc",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +135,28 @@ def test_only_adapters_have_a_state_and_the_model_stays_as_its_file_has_it(model
     assert shard.shape == (2, 16, 64)
     a = state.params["lora"]["blocks"]["mlp_in"]["a"]
     assert a.dtype == jnp.float32 and a.addressable_shards[0].data.shape == (2, 16, 2)
+
+
+def test_a_mesh_changes_no_gradient_of_adapters(model, tmp_path):
+    task = make_task(make_config(model), tmp_path)
+    rng = np.random.default_rng(0)
+    batch = {
+        "latents": rng.normal(size=(4, 2, 4, 4, 4)).astype(np.float32),
+        "text": rng.normal(size=(4, 4, 16)).astype(np.float16),
+    }
+    boxed = jax.eval_shape(task.init, jax.random.key(0))
+    drawn = jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), nn.unbox(boxed))
+    found = []
+    for shape in ({"data": 1}, {"fsdp": 2, "context": 2, "tensor": 2}):
+        mesh = make_mesh(shape, jax.devices()[: math.prod(shape.values())])
+        params = place(drawn, tree_shardings(boxed, mesh))
+        with jax.set_mesh(mesh):
+            step = jax.jit(jax.grad(task.loss, has_aux=True))
+            frozen = place_frozen(task.frozen, mesh)
+            found.append(step(params, frozen, place_batch(batch, mesh), jax.random.key(3))[0])
+    for one, split in zip(*map(jax.tree.leaves, found), strict=True):
+        assert np.abs(one).max() > 0
+        np.testing.assert_allclose(split, one, rtol=0, atol=1e-5 * np.abs(one).max())
 
 
 def test_settings_are_those_of_the_model(model, tmp_path):
