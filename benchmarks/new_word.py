@@ -1,10 +1,11 @@
-"""Does fine-tuning teach the shipped model a word? Clips of pink shapes, a colour it never saw.
+"""Does fine-tuning teach the shipped model a word? Clips of purple shapes, which are called violet.
 
 python -m benchmarks.new_word render FOLDER [clips]       # to learn from: videos and captions
 python -m benchmarks.new_word score CHECKPOINT [samples]  # read back from the pixels
 
-Scored are samples of combinations of shape, direction and background that were in no clip, in pink,
-and as many of the colours that the model knew before, which it could have lost.
+Scored are samples of combinations of shape and direction that were in no clip, of violet, and as
+many of the colours that the model knew before, which it could have lost. A colour that it has not
+seen would not do: its VAE, which stays as it is, cannot show one.
 """
 
 import json
@@ -17,13 +18,13 @@ import sora_jax
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds import shapes, verify
 
-WORD, COLOUR = "pink", (250, 130, 190)
+WORD, COLOUR = "violet", "purple"
 BUCKET = Bucket(17, 64, 64)
 ATTRIBUTES = ("colour", "shape", "direction", "all")
 
 
 def combinations(*, held_out: bool, known: bool) -> list[shapes.Combination]:
-    """Those of pink or of the other colours, in an order without an order."""
+    """Those of purple or of the other colours, in an order without an order."""
     every = [
         shapes.Combination(colour, shape, size, direction, background)
         for colour in shapes.COLOURS
@@ -31,11 +32,16 @@ def combinations(*, held_out: bool, known: bool) -> list[shapes.Combination]:
         for size in shapes.SIZES
         for direction in shapes.DIRECTIONS
         for background in shapes.BACKGROUNDS
-        if (colour != WORD) == known
+        if (colour != COLOUR) == known
         and shapes.is_held_out(colour, shape, direction, background) == held_out
     ]
     order = np.random.default_rng(0).permutation(len(every))
     return [every[i] for i in order]
+
+
+def captions(scene: shapes.Scene, rng: np.random.Generator) -> dict[str, str]:
+    said = shapes.captions(scene, rng)
+    return {kind: text.replace(COLOUR, WORD) for kind, text in said.items()}
 
 
 def render(folder: pathlib.Path, clips: int) -> None:
@@ -46,7 +52,7 @@ def render(folder: pathlib.Path, clips: int) -> None:
         scene = shapes.place(rng, BUCKET, [chosen[i % len(chosen)]])
         name = f"{i:04}.mp4"
         sora_jax.save(shapes.render(scene), folder / name, fps=shapes.FPS)
-        rows.append(json.dumps({"file_name": name, **shapes.captions(scene, rng)}))
+        rows.append(json.dumps({"file_name": name, **captions(scene, rng)}))
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
 
 
@@ -57,7 +63,7 @@ def score(checkpoint: str, samples: int) -> None:
         rng = np.random.default_rng(2)
         chosen = combinations(held_out=True, known=known)
         scenes = [shapes.place(rng, BUCKET, [chosen[i % len(chosen)]]) for i in range(samples)]
-        prompts = [shapes.captions(scene, rng)["detailed"] for scene in scenes]
+        prompts = [captions(scene, rng)["detailed"] for scene in scenes]
         size = BUCKET.width, BUCKET.height
         clips = model.sample(prompts, size=size, frames=BUCKET.frames, seed=0)
         found = [verify.check(clip, scene) for clip, scene in zip(clips, scenes)]
@@ -68,10 +74,9 @@ def score(checkpoint: str, samples: int) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) not in (3, 4) or argv[1] not in ("render", "score"):
         sys.exit(__doc__)
-    shapes.COLOURS[WORD] = COLOUR
     count = [int(number) for number in argv[3:]]
     if argv[1] == "render":
-        render(pathlib.Path(argv[2]), *(count or [288]))
+        render(pathlib.Path(argv[2]), *(count or [192]))
     else:
         score(argv[2], *(count or [24]))
 

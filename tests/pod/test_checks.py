@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from configs import shapes_dit
+from configs import shapes_dit, wan
 from sora_jax.models.dit import flops
 from sora_jax.pod.checks import bytes_a_chip, check_division, check_state
 from sora_jax.pod.chips import CHIPS, GIB, Slice, devices, read_slice
@@ -95,6 +95,19 @@ def test_bytes_of_a_chip_are_its_share():
     assert bytes_a_chip(tree, mesh_of(tensor=2)) == 4 * (8 * 16 // 2 + 10)
     with pytest.raises(ValueError, match="8 cannot be split"):
         bytes_a_chip(tree, mesh_of(fsdp=3))
+
+
+def test_a_lora_run_holds_the_model_once_in_bfloat16_and_a_state_of_adapters():
+    config = wan.get_config("1.3b")
+    mesh = make_mesh({"fsdp": 4, "context": 2})
+    sizes = read_sizes(config, "81x480x832")
+    whole = train_work(config, sizes, mesh, 4)
+    config.lora.rank = 16
+    kinds = train_work(config, sizes, mesh, 4).kinds
+    held = {name: bytes_a_chip(tree) for name, tree in kinds.items()}
+    assert 2 * held["frozen"] == bytes_a_chip(whole.kinds["parameters"])
+    assert held["parameters"] == held["EMA"] and 0 < held["parameters"] < held["frozen"] / 5
+    assert held["optimizer"] < 2.01 * held["parameters"]
 
 
 def test_a_state_beyond_the_memory_gets_a_plan_that_has_room():
