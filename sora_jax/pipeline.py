@@ -102,6 +102,7 @@ class Model:
         steps: int | None = None,
         guidance: float | Guidance | None = None,
         solver: str | None = None,
+        negative: str | None = None,
         given: Sequence[Given] = (),
         images: Mapping[int, np.ndarray] | None = None,
     ) -> np.ndarray:
@@ -116,6 +117,7 @@ class Model:
           guidance: how strongly the prompt is followed, 1 is no guidance; or a `Guidance`, which
             also says how strongly given frames are, and where on the path.
           solver: "euler", "heun", "deis" or "unipc".
+          negative: a prompt that guidance leads away from, one for all; '' for none in particular.
           given: latents that the clip has or starts from, see `sora_jax.prompting`.
           images: for a model that sees images beside the noise, uint8 [H, W, 3] of the clip's size
             by their frames: the first, and the last where the model takes it.
@@ -131,6 +133,7 @@ class Model:
             steps=steps,
             guidance=guidance,
             solver=solver,
+            negative=negative,
             given=given,
             images=images,
         )
@@ -147,18 +150,24 @@ class Model:
         steps: int | None = None,
         guidance: float | Guidance | None = None,
         solver: str | None = None,
+        negative: str | None = None,
         given: Sequence[Given] = (),
         images: Mapping[int, np.ndarray] | None = None,
     ) -> jax.Array:
         """Normalised clean latents, float32 [B, T, h, w, C], for the arguments of `sample`."""
         settings = self.settings.override(
-            size=size, frames=frames, steps=steps, guidance=guidance, solver=solver
+            size=size,
+            frames=frames,
+            steps=steps,
+            guidance=guidance,
+            solver=solver,
+            negative=negative,
         )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         shape = self.latent_shape(settings.size, settings.frames)
         image_prompt.check(self.dit_config, images, given, settings.size, settings.frames)
         shift = self.shift(shape)
-        text = self.read(prompts)
+        text = self.read(prompts, settings.negative)
         seen = self.look(images, settings.frames) if images else None
         known, strengths = lay(shape, given)
         known = jnp.broadcast_to(known, (len(prompts), *shape))
@@ -189,8 +198,8 @@ class Model:
         key = functools.reduce(jax.random.fold_in, folded, jax.random.key(first))
         return jax.random.normal(key, shape)
 
-    def read(self, prompts: list[str]) -> jax.Array:
-        """Text features [2 B, L, D] of the prompts and, for guidance, of as many empty ones.
+    def read(self, prompts: list[str], negative: str = "") -> jax.Array:
+        """Text features [2 B, L, D] of the prompts and, for guidance, B times of the negative one.
 
         Raises:
           ValueError: no prompt, or one that is too long.
@@ -198,9 +207,9 @@ class Model:
         if not prompts:
             raise ValueError("there is no prompt in the list; give at least one, '' for any video")
         length = self.settings.text_length
-        for text in prompts:
+        texts = [*prompts, *(negative for _ in prompts)]
+        for text in texts:
             self.tokenizer.check_length(text, length)
-        texts = [*prompts, *("" for _ in prompts)]
         tokens = np.stack([self.tokenizer.encode(text, length) for text in texts])
         return generation.read(self.params["text"], tokens, config=self.text_config)
 

@@ -20,6 +20,7 @@ class ModelSettings:
         is the same for every size.
       latent_limit: clean predictions stay within this many standard deviations; None for no limit.
       steps, guidance, solver: defaults of sampling; a number is guidance by the prompt alone.
+      negative: the prompt that guidance leads away from, '' for none in particular.
       size, frames: default (width, height) and length.
       level_grid: number of discrete levels that the model was trained at, 1000 for Wan: the network
         is told levels rounded down to them, see also `solvers.schedule`. None for all levels.
@@ -39,6 +40,7 @@ class ModelSettings:
     size: tuple[int, int]
     frames: int
     level_grid: int | None = None
+    negative: str = ""
 
     def __post_init__(self):
         optional = ("shift_tokens", "latent_limit", "level_grid")
@@ -56,6 +58,13 @@ class ModelSettings:
             named = hasattr(self.guidance, "items")  # a mapping, of json or of a config
             parts = dict(self.guidance.items()) if named else {"text": self.guidance}
             object.__setattr__(self, "guidance", Guidance(**parts))
+        if not isinstance(self.negative, str):
+            raise ValueError(f"the negative prompt is {self.negative!r}: give one text for all")
+        if self.negative and self.guidance.text == 1:
+            raise ValueError(
+                "a negative prompt is what guidance by the prompt leads away from, and there is "
+                "none at 1: ask for guidance of more, such as 5, or for the negative prompt ''"
+            )
         if len(self.size) != 2:
             raise ValueError(f"size {self.size} must be (width, height), such as (96, 64)")
 

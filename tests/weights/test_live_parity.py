@@ -27,15 +27,17 @@ def check_video(model, latents, theirs):
     assert theirs["video"].std() > 0.05 and psnr > 50
 
 
-def test_a_pipeline_that_diffusers_saves_makes_the_same_video_here(tmp_path):
+@pytest.mark.parametrize("negative", ["", "blue &lt;b&gt;  squares"])
+def test_a_pipeline_that_diffusers_saves_makes_the_same_video_here(tmp_path, negative):
     from tests.weights import make_golden
 
     pipeline = make_golden.make_pipeline(SEED)
-    theirs = make_golden.run(pipeline, SEED)
+    theirs = make_golden.run(pipeline, SEED, negative)
     make_golden.save_pipeline(pipeline, tmp_path)
 
     model = sora_jax.load(tmp_path)
-    latents, _ = sample(model, model.read([make_golden.PROMPT]), theirs["noise"])
+    text = model.read([make_golden.PROMPT], negative)
+    latents, _ = sample(model, text, theirs["noise"])
     check_video(model, latents, theirs)
 
 
