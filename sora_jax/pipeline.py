@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from sora_jax import generation, image_prompt
 from sora_jax.diffusion.conditioning import Given, lay
-from sora_jax.diffusion.flow import shift_levels, token_shift
+from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
 from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.diffusion.solvers import SOLVERS, schedule, set_off
@@ -25,6 +26,7 @@ from sora_jax.weights.hub import fetch
 from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_parts
 from sora_jax.weights.tensor_files import as_dtype
+from sora_jax.weights.wan import OWN_SETTINGS
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
@@ -181,10 +183,7 @@ class Model:
 
     def shift(self, latent_shape: tuple[int, int, int, int]) -> float:
         """The schedule's shift for a clip of latents [T, h, w, C]."""
-        if self.settings.shift_tokens is None:
-            return self.settings.shift
-        tokens = int(np.prod(self.dit_config.grid(latent_shape[:3])))
-        return token_shift(tokens, base=self.settings.shift, base_tokens=self.settings.shift_tokens)
+        return self.settings.shift_for(math.prod(self.dit_config.grid(latent_shape[:3])))
 
     def noise(self, seed: Seed, shape: tuple[int, ...]) -> jax.Array:
         """Standard normal noise.
@@ -326,6 +325,8 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
     tokenizer = Tokenizer.from_file(parts.tokenizer)
     _check_parts(folder, vae, dit_config, text_config, image_config)
     check_vocabulary(folder, tokenizer.vocabulary, text_config)
+    described = folder / "model.json"
+    described = described if described.is_file() else folder / OWN_SETTINGS
     return Model(
         vae.config,
         dit_config,
@@ -334,7 +335,7 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
         jnp.asarray(vae.mean),
         jnp.asarray(vae.std),
         tokenizer,
-        read_settings(parts.settings, folder),
+        read_settings(parts.settings, described),
         image_config,
     )
 

@@ -5,6 +5,7 @@ import math
 import pathlib
 from typing import Any
 
+from sora_jax.diffusion.flow import token_shift
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import SOLVERS
 
@@ -68,6 +69,12 @@ class ModelSettings:
         if len(self.size) != 2:
             raise ValueError(f"size {self.size} must be (width, height), such as (96, 64)")
 
+    def shift_for(self, tokens: int) -> float:
+        """The schedule's shift for a clip of so many tokens of the transformer."""
+        if self.shift_tokens is None:
+            return self.shift
+        return token_shift(tokens, base=self.shift, base_tokens=self.shift_tokens)
+
     def override(self, **values: Any) -> "ModelSettings":
         """These settings with the given ones in their place; None leaves one as it is.
 
@@ -79,11 +86,15 @@ class ModelSettings:
         return dataclasses.replace(self, **given)
 
 
-def read_settings(description: dict[str, Any], folder: pathlib.Path) -> ModelSettings:
-    """The settings in the description of a model folder.
+def read_settings(description: dict[str, Any], file: pathlib.Path) -> ModelSettings:
+    """The settings in the description of a model.
+
+    Args:
+      description: JSON values by name, other names among them.
+      file: that they are of, to be named.
 
     Raises:
-      ValueError: one is missing or makes no sense; the message names the folder.
+      ValueError: one is missing or makes no sense.
     """
     fields = dataclasses.fields(ModelSettings)
     needed = [field.name for field in fields if field.default is dataclasses.MISSING]
@@ -92,8 +103,6 @@ def read_settings(description: dict[str, Any], folder: pathlib.Path) -> ModelSet
         values = {name: description[name] for name in dict.fromkeys([*needed, *given])}
         return ModelSettings(**{**values, "size": tuple(values["size"])})
     except KeyError as error:
-        raise ValueError(
-            f"{folder}/model.json lacks {error}; write the model folder again"
-        ) from error
+        raise ValueError(f"{file} lacks {error}; write the model folder again") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/model.json: {error}; write the model folder again") from error
+        raise ValueError(f"{file}: {error}; write the model folder again") from error
