@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 import sora_jax
-from benchmarks import dit, sampler, text, timing, vae
+from benchmarks import dit, text, timing, vae
 from benchmarks.turns import MATMUL, MEMORY, Worker, take_turns
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
@@ -89,8 +89,9 @@ def describe(row: str, small: bool) -> dict[str, Any]:
         config, shape = pipeline_config.text_config(sizes.encoder), (text.BATCH, sizes.text_words)
     else:
         # As here: the text of the model that ships, and one clip.
-        model = sampler.large(sora_jax.load(), sizes.transformer)
-        config, words = pipeline_config.dit_config(model.dit_config), model.settings.text_length
+        model = sora_jax.load()
+        network = dataclasses.replace(sizes.transformer, text_width=model.text_config.width)
+        config, words = pipeline_config.dit_config(network), model.settings.text_length
         shape = (1, channels, frames, height, width)
     return {
         "kind": row,
