@@ -146,6 +146,7 @@ def cut(folder):
         (change(lambda p: p["vae"].pop("latent_std")), "model.json: 'latent_std'"),
         (change(lambda p: p["text"].update(width=17)), "16 and 17 text features do not fit"),
         (change(lambda p: p["vae"].update(temporal=[True, False])), "makes a latent frame of 2"),
+        (change(lambda p: p["dit"].update(image_channels=4)), "sees 4 channels of images beside"),
         (change(lambda p: p.update(image={})), "and a pipeline is made of"),
     ],
 )
