@@ -68,6 +68,7 @@ GUIDANCE_INTERVAL = flags.DEFINE_list(
 GUIDANCE_RESCALE = flags.DEFINE_float(
     "guidance_rescale", None, "How far the contrast that guidance adds is taken back, 0 to 1."
 )
+NEGATIVE = flags.DEFINE_string("negative", None, "What guidance leads away from.")
 SOLVER = flags.DEFINE_enum("solver", None, sorted(SOLVERS), "The model's if left out.")
 IMAGE = flags.DEFINE_string("image", None, "Image to animate: the first frame.")
 VIDEO = flags.DEFINE_multi_string("video", [], "Video to extend, loop, edit; two to connect.")
@@ -246,6 +247,7 @@ def run():
         "steps": STEPS.value,
         "guidance": parse_guidance(model.settings.guidance),
         "solver": SOLVER.value,
+        "negative": NEGATIVE.value,
     }
     prompt, seconds = PROMPT.value, frames / model.fps
     long = frames > ROLLED * model.settings.frames

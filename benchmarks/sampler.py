@@ -17,24 +17,24 @@ from flax import linen as nn
 import sora_jax
 from benchmarks import dit
 from benchmarks.timing import once
-from sora_jax.models.dit import DiT, TextReader, init_dit
+from sora_jax.models.dit import DiT, DiTConfig, TextReader, init_dit
 from sora_jax.pipeline import Model
 
 STEPS = 10  # of Euler: as many calls of the network, each for the prompt and the empty one
 
 
-def large(model: Model) -> Model:
-    """The model with the transformer of `benchmarks.dit` in its place, freshly drawn."""
-    config = dataclasses.replace(
-        dit.CONFIG, latent_channels=dit.SHAPE[3], text_width=model.text_config.width
-    )
+def large(model: Model, config: DiTConfig = dit.CONFIG) -> Model:
+    """The model with another transformer in its place, freshly drawn."""
+    config = dataclasses.replace(config, text_width=model.text_config.width)
     params = nn.meta.unbox(init_dit(config, jax.random.key(0)))
     params = {**model.params, "dit": jax.tree.map(lambda x: x + 0.01, params)}
-    vae = dataclasses.replace(model.vae_config, latent_channels=dit.SHAPE[3])
+    vae = dataclasses.replace(model.vae_config, latent_channels=config.latent_channels)
     return dataclasses.replace(model, dit_config=config, vae_config=vae, params=params)
 
 
-def make_rows(model: Model, size: tuple[int, int], frames: int) -> tuple[Callable, Callable]:
+def make_rows(
+    model: Model, size: tuple[int, int], frames: int, steps: int = STEPS
+) -> tuple[Callable, Callable]:
     """Calls that sample latents, and that run the network as often."""
     network = jax.jit(
         lambda params, *inputs: DiT(model.dit_config).apply({"params": params}, *inputs)
@@ -47,12 +47,12 @@ def make_rows(model: Model, size: tuple[int, int], frames: int) -> tuple[Callabl
 
     def sample() -> jax.Array:
         return model.sample_latents(
-            "a red circle moves right", size=size, frames=frames, steps=STEPS, solver="euler"
+            "a red circle moves right", size=size, frames=frames, steps=steps, solver="euler"
         )
 
     def calls() -> list[jax.Array]:
         read = reader({"params": params["text_reader"]}, text)
-        return [network(params, x, t, read) for _ in range(STEPS)]
+        return [network(params, x, t, read) for _ in range(steps)]
 
     return sample, calls
 

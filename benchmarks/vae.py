@@ -4,6 +4,7 @@ Wan 2.1's with base width 32 or 96 on one clip of 17 x 128 x 128, float32.
 """
 
 import sys
+from collections.abc import Callable
 
 import jax
 from flax import linen as nn
@@ -15,12 +16,15 @@ from sora_jax.models.vae import VAE, VAEConfig, init_vae
 FRAMES, SIDE = 17, 128
 
 
-def main(kind: str, width: int, repeats: int) -> None:
+def make_rows(
+    kind: str, width: int, frames: int = FRAMES, side: int = SIDE
+) -> dict[str, tuple[Callable[[], jax.Array], float]]:
+    """A call that returns arrays, and its floating-point operations."""
     config = VAEConfig(encoder_width=width, decoder_width=width)
     params = nn.meta.unbox(init_vae(config, jax.random.key(0)))
-    shape = (1, FRAMES, SIDE, SIDE, 3)
+    shape = (1, frames, side, side, 3)
     if kind == "decode":
-        shape = (1, *config.latent_shape(FRAMES, SIDE, SIDE))
+        shape = (1, *config.latent_shape(frames, side, side))
     x = jax.random.normal(jax.random.key(1), shape)
 
     def apply(params, x):
@@ -31,8 +35,9 @@ def main(kind: str, width: int, repeats: int) -> None:
     conv.LARGE_FRAME, large = sys.maxsize, conv.LARGE_FRAME
     flops = jax.jit(lambda params, x: apply(params, x)).lower(params, x).cost_analysis()["flops"]
     conv.LARGE_FRAME = large
-    report(measure({f"VAE {kind}, base {width}": (lambda: run(params, x), flops)}, repeats))
+    return {f"VAE {kind}, base {width}": (lambda: run(params, x), flops)}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 5)
+    repeats = int(sys.argv[3]) if len(sys.argv) > 3 else 5
+    report(measure(make_rows(sys.argv[1], int(sys.argv[2])), repeats))

@@ -41,7 +41,7 @@ def long_video(
       size: (width, height); None for the model's own.
       seed: of the noise.
       **sampling: steps (of each frame from noise to clean, to the nearest number that the stairs
-        divide), guidance, solver of `Model.sample`.
+        divide), guidance, solver, negative of `Model.sample`.
 
     Raises:
       ValueError: a value that the model cannot serve.
@@ -53,7 +53,7 @@ def long_video(
         raise ValueError(f"{seconds} seconds hold no frame at {settings.fps:g} a second; give more")
     shape = model.latent_shape(settings.size, settings.frames)
     window_length(model, "roll along")
-    text = model.read([prompt])
+    text = model.read([prompt], settings.negative)
     start = model.noise((seed, ROLLING, 0), (1, *shape))
     latents = _roll(model, text, start, settings, seed)
     pieces = itertools.islice(latents, 1 + -(-(count - 1) // model.vae_config.temporal_stride))
@@ -116,7 +116,7 @@ def endless_loop(
       seconds: duration of a round, to the nearest latent frame.
       size: (width, height); None for the model's own.
       seed: of the noise.
-      **sampling: steps, guidance, solver of `Model.sample`.
+      **sampling: steps, guidance, solver, negative of `Model.sample`.
 
     Raises:
       ValueError: less than two latent frames, or a value that the model cannot serve.
@@ -136,7 +136,8 @@ def endless_loop(
     shift = model.shift((window, *shape[1:]))
     levels = schedule(settings.steps, shift, grid=settings.level_grid)
     noise = model.noise((seed, RING), (1, *shape))
-    latents = model.advance(model.read([prompt]), noise, levels, settings, ring=window)
+    text = model.read([prompt], settings.negative)
+    latents = model.advance(text, noise, levels, settings, ring=window)
     rounds = 1 + -(-_WARM // count)
     frames = model.to_frames(jnp.tile(latents, (1, rounds, 1, 1, 1)))
     return frames[0, -count * stride :]

@@ -130,7 +130,7 @@ def generate(
 
     Args:
       params: of the transformer.
-      text: features [2 B, L, D], of the prompts and then as many of the empty prompt.
+      text: features [2 B, L, D], of the prompts and then as many of what is guided away from.
       x: [B, T, h, w, C] at the first levels.
       levels, known, ceilings: see `diffusion.solvers.solve`.
       hidden: noise shaped like x, which the network sees in place of the frames that are given
@@ -145,8 +145,8 @@ def generate(
         tokens = jnp.broadcast_to(tokens, (len(text), *tokens.shape[1:]))
     text = TextReader(program.dit).apply({"params": params["text_reader"]}, text, tokens)
     prompted = jax.tree.map(lambda v: v[:, :batch], text)
-    empty = jax.tree.map(lambda v: v[:, batch:], text)
-    texts = [prompted if one.prompt else empty for one in told]
+    negative = jax.tree.map(lambda v: v[:, batch:], text)
+    texts = [prompted if one.prompt else negative for one in told]
     together = _fit_together(program, len(told), x)
     texts = jax.tree.map(lambda *v: jnp.concatenate(v, 1) if together else jnp.stack(v), *texts)
 

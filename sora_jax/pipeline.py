@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from sora_jax import generation, image_prompt
 from sora_jax.diffusion.conditioning import Given, lay
-from sora_jax.diffusion.flow import shift_levels, token_shift
+from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
 from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.diffusion.solvers import SOLVERS, schedule, set_off
@@ -27,6 +28,7 @@ from sora_jax.weights.lora_folder import find_adapted
 from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_parts
 from sora_jax.weights.tensor_files import as_dtype
+from sora_jax.weights.wan import OWN_SETTINGS
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
@@ -104,6 +106,7 @@ class Model:
         steps: int | None = None,
         guidance: float | Guidance | None = None,
         solver: str | None = None,
+        negative: str | None = None,
         given: Sequence[Given] = (),
         images: Mapping[int, np.ndarray] | None = None,
     ) -> np.ndarray:
@@ -118,6 +121,7 @@ class Model:
           guidance: how strongly the prompt is followed, 1 is no guidance; or a `Guidance`, which
             also says how strongly given frames are, and where on the path.
           solver: "euler", "heun", "deis" or "unipc".
+          negative: a prompt that guidance leads away from, one for all; '' for none in particular.
           given: latents that the clip has or starts from, see `sora_jax.prompting`.
           images: for a model that sees images beside the noise, uint8 [H, W, 3] of the clip's size
             by their frames: the first, and the last where the model takes it.
@@ -133,6 +137,7 @@ class Model:
             steps=steps,
             guidance=guidance,
             solver=solver,
+            negative=negative,
             given=given,
             images=images,
         )
@@ -149,18 +154,24 @@ class Model:
         steps: int | None = None,
         guidance: float | Guidance | None = None,
         solver: str | None = None,
+        negative: str | None = None,
         given: Sequence[Given] = (),
         images: Mapping[int, np.ndarray] | None = None,
     ) -> jax.Array:
         """Normalised clean latents, float32 [B, T, h, w, C], for the arguments of `sample`."""
         settings = self.settings.override(
-            size=size, frames=frames, steps=steps, guidance=guidance, solver=solver
+            size=size,
+            frames=frames,
+            steps=steps,
+            guidance=guidance,
+            solver=solver,
+            negative=negative,
         )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         shape = self.latent_shape(settings.size, settings.frames)
         image_prompt.check(self.dit_config, images, given, settings.size, settings.frames)
         shift = self.shift(shape)
-        text = self.read(prompts)
+        text = self.read(prompts, settings.negative)
         seen = self.look(images, settings.frames) if images else None
         known, strengths = lay(shape, given)
         known = jnp.broadcast_to(known, (len(prompts), *shape))
@@ -174,10 +185,7 @@ class Model:
 
     def shift(self, latent_shape: tuple[int, int, int, int]) -> float:
         """The schedule's shift for a clip of latents [T, h, w, C]."""
-        if self.settings.shift_tokens is None:
-            return self.settings.shift
-        tokens = int(np.prod(self.dit_config.grid(latent_shape[:3])))
-        return token_shift(tokens, base=self.settings.shift, base_tokens=self.settings.shift_tokens)
+        return self.settings.shift_for(math.prod(self.dit_config.grid(latent_shape[:3])))
 
     def noise(self, seed: Seed, shape: tuple[int, ...]) -> jax.Array:
         """Standard normal noise.
@@ -191,8 +199,8 @@ class Model:
         key = functools.reduce(jax.random.fold_in, folded, jax.random.key(first))
         return jax.random.normal(key, shape)
 
-    def read(self, prompts: list[str]) -> jax.Array:
-        """Text features [2 B, L, D] of the prompts and, for guidance, of as many empty ones.
+    def read(self, prompts: list[str], negative: str = "") -> jax.Array:
+        """Text features [2 B, L, D] of the prompts and, for guidance, B times of the negative one.
 
         Raises:
           ValueError: no prompt, or one that is too long.
@@ -200,9 +208,9 @@ class Model:
         if not prompts:
             raise ValueError("there is no prompt in the list; give at least one, '' for any video")
         length = self.settings.text_length
-        for text in prompts:
+        texts = [*prompts, *(negative for _ in prompts)]
+        for text in texts:
             self.tokenizer.check_length(text, length)
-        texts = [*prompts, *("" for _ in prompts)]
         tokens = np.stack([self.tokenizer.encode(text, length) for text in texts])
         return generation.read(self.params["text"], tokens, config=self.text_config)
 
@@ -336,6 +344,9 @@ def load(
     tokenizer = Tokenizer.from_file(parts.tokenizer)
     _check_parts(folder, vae, dit_config, text_config, image_config)
     check_vocabulary(folder, tokenizer.vocabulary, text_config)
+    settings = parts.settings if adapted is None else adapted.settings
+    described = (folder if adapted is None else adapted.file.parent) / "model.json"
+    described = described if described.is_file() else folder / OWN_SETTINGS
     return Model(
         vae.config,
         dit_config,
@@ -344,7 +355,7 @@ def load(
         jnp.asarray(vae.mean),
         jnp.asarray(vae.std),
         tokenizer,
-        read_settings(parts.settings if adapted is None else adapted.settings, folder),
+        read_settings(settings, described),
         image_config,
     )
 

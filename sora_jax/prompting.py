@@ -46,7 +46,7 @@ def animate(
     Args:
       image: uint8 [H, W, 3]; the video has its size.
       prompt: what happens.
-      **sampling: frames, seed, steps, guidance, solver of `Model.sample`.
+      **sampling: frames, seed, steps, guidance, solver, negative of `Model.sample`.
 
     A model that sees images beside the noise makes the first frame too, much like the image.
     """
@@ -81,7 +81,7 @@ def extend(
       prompt: what happens.
       seconds: how much to add.
       seed: of the noise; each window has its own.
-      **sampling: steps, guidance, solver of `Model.sample`.
+      **sampling: steps, guidance, solver, negative of `Model.sample`.
 
     Returns:
       uint8 frames; those of `video` are among them unchanged.
@@ -116,7 +116,7 @@ def edit(
       prompt: what is to be seen.
       strength: 0 gives the video as the VAE shows it, 1 takes nothing from it; or one number a
         frame, of which each latent frame takes the mean of its own.
-      **sampling: seed, steps, guidance, solver of `Model.sample`.
+      **sampling: seed, steps, guidance, solver, negative of `Model.sample`.
 
     Returns:
       uint8 frames, as many as the video has, or [B, F, H, W, 3] for a list of prompts.
@@ -162,7 +162,7 @@ def enlarge(
       prompt: what is to be seen.
       size: (width, height) of the result.
       strength: how much is made anew; less keeps more of the draft, and of its blur.
-      **sampling: seed, steps, guidance, solver of `Model.sample`.
+      **sampling: seed, steps, guidance, solver, negative of `Model.sample`.
 
     Raises:
       ValueError: a size that is smaller, of another shape, or off the model's grid.
@@ -208,7 +208,7 @@ def from_keyframes(
       prompt: what happens.
       frames: length of the video; None for the model's own.
       strength: 0 keeps the images; more takes them as hints.
-      **sampling: seed, steps, guidance, solver of `Model.sample`.
+      **sampling: seed, steps, guidance, solver, negative of `Model.sample`.
 
     Raises:
       ValueError: no image, one outside the video, or two on the same latent frame.

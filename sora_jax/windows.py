@@ -150,7 +150,7 @@ class Windows:
 
     Attributes:
       model, prompt, size, seed: as of `Model.sample`; each window has noise of its own.
-      sampling: steps, guidance, solver of `Model.sample`.
+      sampling: steps, guidance, solver, negative of `Model.sample`.
     """
 
     model: Model

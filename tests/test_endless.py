@@ -37,6 +37,14 @@ def test_a_longer_video_begins_as_a_shorter_one_and_goes_on_differently(model):
         assert np.abs(a - b).mean() > 0.5
 
 
+def test_what_is_to_be_avoided_counts(model):
+    for make in (
+        lambda **more: next(sora_jax.long_video(model, PROMPT, 1.0, **more)),
+        lambda **more: sora_jax.endless_loop(model, PROMPT, 1.0, **more),
+    ):
+        assert (make() != make(negative="a blue square")).any()
+
+
 def test_a_window_never_sees_a_frame_at_a_level_that_it_has_not(model, monkeypatch):
     """Each call goes on from the levels where the last one ended; what is new is noise."""
     calls = []

@@ -19,7 +19,7 @@ ARROWS = {
     "diffusion": set(),
     "language": set(),
     "data": {"buckets", "command", "seams", "video_io"},
-    "weights": {"models"},
+    "weights": {"language", "models"},
     "generation": {"models", "diffusion"},
     "image_prompt": {"models", "diffusion"},
     "pipeline": {"models", "diffusion", "generation", "image_prompt", "language", "weights"},

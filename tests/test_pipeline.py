@@ -141,19 +141,19 @@ def test_new_prompts_seeds_and_images_compile_nothing(model, clip):
     assert generation.generate._cache_size() == before > 0
 
 
-def by_hand(model, guidance, seed, first, steps):
+def by_hand(model, guidance, negative, seed, first, steps):
     """Animates latents `first` with Euler's method, the network called once for each question."""
     shape = (1, *model.latent_shape(SIZE, FRAMES))
     shift = model.shift(shape[1:])
     noise = np.asarray(model.noise(seed, shape))
     levels = shift_levels(np.linspace(1.0, 0.0, steps + 1), shift)
     low, high = shift_levels(np.array(guidance.interval), shift)
-    features = np.asarray(model.read([PROMPT]))
+    features = np.asarray(model.read([PROMPT, negative]))
     held = np.arange(shape[1]).reshape(-1, 1, 1, 1) == 0
     x = np.where(held, first, noise)
 
     def ask(prompt, frames, t):
-        text = features[:1] if prompt else features[1:]
+        text = features[:1] if prompt else features[1:2]
         seen, levels = x, np.float32([[0.0, *[t] * (shape[1] - 1)]])
         if not frames:
             seen, levels = np.where(held, noise, x), np.where(levels == 0, 1.0, levels)
@@ -181,8 +181,11 @@ def test_guidance_is_what_asking_by_hand_gives(model, monkeypatch, at_once):
     guidance = Guidance(3.0, 2.0, (0.15, 0.85), 0.5)
     first = np.asarray(model.noise(5, model.latent_shape(SIZE, 1)))
     given = [Given(first, 0)]
-    result = model.sample_latents(PROMPT, seed=4, steps=5, guidance=guidance, given=given)
-    np.testing.assert_allclose(result, by_hand(model, guidance, 4, first, 5), atol=1e-4)
+    asked = {"seed": 4, "steps": 5, "guidance": guidance, "given": given}
+    for negative in ("", "a blue square"):
+        result = model.sample_latents(PROMPT, negative=negative, **asked)
+        expected = by_hand(model, guidance, negative, 4, first, 5)
+        np.testing.assert_allclose(result, expected, atol=1e-4)
     generation.generate.clear_cache()
 
 
@@ -207,6 +210,9 @@ def test_heun_is_another_solver(model, clip):
         ({"steps": 0}, "0 steps make nothing; use at least 1"),
         ({"guidance": -1.0}, "guidance -1.0 is out of range"),
         ({"guidance": float("nan")}, "guidance nan is out of range"),
+        ({"negative": ["blurred"]}, r"negative prompt is \['blurred'\]: give one text for all"),
+        ({"negative": "a", "guidance": 1.0}, "there is none at 1: ask for guidance of more"),
+        ({"negative": "circle " * 20}, "prompt takes 21 tokens"),
         ({"seed": 2**32}, "seed 4294967296 is out of range"),
         ({"seed": -1}, "seed -1 is out of range"),
         ({"prompt": "circle " * 20}, "prompt takes 21 tokens, and the model reads 8; shorten"),

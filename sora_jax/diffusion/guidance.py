@@ -1,7 +1,8 @@
 """How strongly sampling follows its prompt, and the frames that it is given.
 
 The network is asked about the same noisy latents several times, each time told more: nothing, then
-the given frames, then the prompt as well. What each piece of news changes is enlarged.
+the given frames, then the prompt as well (a negative prompt takes the place of none). What each
+piece of news changes is enlarged.
 """
 
 import dataclasses

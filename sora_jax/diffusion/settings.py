@@ -5,6 +5,7 @@ import math
 import pathlib
 from typing import Any
 
+from sora_jax.diffusion.flow import token_shift
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import SOLVERS
 
@@ -20,6 +21,7 @@ class ModelSettings:
         is the same for every size.
       latent_limit: clean predictions stay within this many standard deviations; None for no limit.
       steps, guidance, solver: defaults of sampling; a number is guidance by the prompt alone.
+      negative: the prompt that guidance leads away from, '' for none in particular.
       size, frames: default (width, height) and length.
       level_grid: number of discrete levels that the model was trained at, 1000 for Wan: the network
         is told levels rounded down to them, see also `solvers.schedule`. None for all levels.
@@ -39,6 +41,7 @@ class ModelSettings:
     size: tuple[int, int]
     frames: int
     level_grid: int | None = None
+    negative: str = ""
 
     def __post_init__(self):
         optional = ("shift_tokens", "latent_limit", "level_grid")
@@ -56,8 +59,21 @@ class ModelSettings:
             named = hasattr(self.guidance, "items")  # a mapping, of json or of a config
             parts = dict(self.guidance.items()) if named else {"text": self.guidance}
             object.__setattr__(self, "guidance", Guidance(**parts))
+        if not isinstance(self.negative, str):
+            raise ValueError(f"the negative prompt is {self.negative!r}: give one text for all")
+        if self.negative and self.guidance.text == 1:
+            raise ValueError(
+                "a negative prompt is what guidance by the prompt leads away from, and there is "
+                "none at 1: ask for guidance of more, such as 5, or for the negative prompt ''"
+            )
         if len(self.size) != 2:
             raise ValueError(f"size {self.size} must be (width, height), such as (96, 64)")
+
+    def shift_for(self, tokens: int) -> float:
+        """The schedule's shift for a clip of so many tokens of the transformer."""
+        if self.shift_tokens is None:
+            return self.shift
+        return token_shift(tokens, base=self.shift, base_tokens=self.shift_tokens)
 
     def override(self, **values: Any) -> "ModelSettings":
         """These settings with the given ones in their place; None leaves one as it is.
@@ -70,11 +86,15 @@ class ModelSettings:
         return dataclasses.replace(self, **given)
 
 
-def read_settings(description: dict[str, Any], folder: pathlib.Path) -> ModelSettings:
-    """The settings in the description of a model folder.
+def read_settings(description: dict[str, Any], file: pathlib.Path) -> ModelSettings:
+    """The settings in the description of a model.
+
+    Args:
+      description: JSON values by name, other names among them.
+      file: that they are of, to be named.
 
     Raises:
-      ValueError: one is missing or makes no sense; the message names the folder.
+      ValueError: one is missing or makes no sense.
     """
     fields = dataclasses.fields(ModelSettings)
     needed = [field.name for field in fields if field.default is dataclasses.MISSING]
@@ -83,8 +103,6 @@ def read_settings(description: dict[str, Any], folder: pathlib.Path) -> ModelSet
         values = {name: description[name] for name in dict.fromkeys([*needed, *given])}
         return ModelSettings(**{**values, "size": tuple(values["size"])})
     except KeyError as error:
-        raise ValueError(
-            f"{folder}/model.json lacks {error}; write the model folder again"
-        ) from error
+        raise ValueError(f"{file} lacks {error}; write the model folder again") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/model.json: {error}; write the model folder again") from error
+        raise ValueError(f"{file}: {error}; write the model folder again") from error

@@ -5,13 +5,14 @@ and attention over it never has nothing to look at. Free of jax: data workers to
 """
 
 import html
+import json
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 # What the published tokenizers call their padding and end tokens; the first of each is ours.
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
@@ -179,6 +180,38 @@ def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     )
     model.train_from_iterator(cleaned, trainer)
     return Tokenizer(model)
+
+
+def save_for_transformers(file: Path, folder: Path) -> None:
+    """Writes a tokenizer.json so that the `transformers` library reads it and gives the same ids.
+
+    There the end token comes from the file's own template, which is added where there is none.
+
+    Args:
+      file: a tokenizer.json that `Tokenizer.from_file` reads; raises as that does.
+      folder: made if missing; a tokenizer_config.json is written beside the copy.
+    """
+    ours = Tokenizer.from_file(file)
+    model = tokenizers.Tokenizer.from_file(str(file))
+    pad, end = (model.id_to_token(i) for i in (ours.pad_id, ours.end_id))
+    folder.mkdir(parents=True, exist_ok=True)
+    text = Path(file).read_text(encoding="utf-8")
+    bare = model.encode("a", add_special_tokens=False).ids
+    if model.encode("a").ids != [*bare, ours.end_id]:
+        model.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, ours.end_id)]
+        )
+        text = model.to_str(pretty=True)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    config = {
+        "clean_up_tokenization_spaces": False,
+        "eos_token": end,
+        "pad_token": pad,
+        "padding_side": "right",
+        "split_special_tokens": True,  # none is read from the text
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _find(special: dict[str, int], names: Sequence[str], role: str) -> int:

@@ -1,13 +1,16 @@
 """Writes a model elsewhere, or open weights as a model:
 
 python -m sora_jax.weights export --checkpoint=FOLDER --output=FOLDER [--lora=FILE]
+python -m sora_jax.weights export --to=diffusers --checkpoint=FOLDER --output=FOLDER
 python -m sora_jax.weights import --source=FOLDER --output=FOLDER [--dtype=bfloat16]
 
-What is exported is a model folder with float16 parameters, half the size: what one hands on. What
-is imported is an open Wan model, see docs/open_weights.md.
+What is exported is a model folder with float16 parameters, half the size: what one hands on. Or it
+is the folder of a diffusers pipeline, in the dtype that the parameters have. What is imported is
+an open Wan model or such a folder, see docs/open_weights.md.
 """
 
 import dataclasses
+import math
 import pathlib
 import sys
 
@@ -17,14 +20,16 @@ from absl import flags
 
 import sora_jax
 from sora_jax import command
+from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.weights.exporting import open_folder, write_pipeline
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.importing import write_model
 from sora_jax.weights.lora_folder import find_adapted
 from sora_jax.weights.model_folder import Part, find_model, load_description, save_model
 from sora_jax.weights.parts import check_vocabulary
 from sora_jax.weights.tensor_files import as_dtype
-from sora_jax.weights.wan import is_open_model, open_model
+from sora_jax.weights.wan import OWN_SETTINGS, is_open_model, open_model
 
 
 def export(source: str, output: str, *, lora: str | None = None) -> None:
@@ -55,6 +60,53 @@ def export(source: str, output: str, *, lora: str | None = None) -> None:
     save_model(output, parts, settings, tokenizer=model.tokenizer, dtype=np.float16)
 
 
+def export_pipeline(source: str, output: str) -> str:
+    """Writes a model folder as the folder of a diffusers `WanPipeline`.
+
+    Args:
+      source: model folder, or work folder of a run.
+      output: folder to make.
+
+    Returns:
+      How it is called there to sample as it does here, and what there is no field for.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is missing or damaged, or diffusers has no such model;
+        nothing is written then.
+    """
+    folder = find_model(source)
+    model = open_folder(folder)
+    settings = read_settings(model.settings, folder / "model.json")
+    vocabulary = Tokenizer.from_file(model.tokenizer).vocabulary
+    check_vocabulary(folder, vocabulary, model.configs["text"])
+    (width, height), frames = settings.size, settings.frames
+    latents = model.configs["vae"].latent_shape(frames, height, width)
+    tokens = math.prod(model.configs["dit"].grid(latents[:3]))
+    shift = settings.shift_for(tokens)
+    write_pipeline(model, pathlib.Path(output).expanduser(), shift)
+    negative = f"negative_prompt={settings.negative!r}, " if settings.negative else ""
+    lost = [name for name, value in _without_field(settings).items() if value]
+    return (
+        f"pipeline(PROMPT, {negative}width={width}, height={height}, num_frames={frames}, "
+        f"num_inference_steps={settings.steps}, guidance_scale={settings.guidance.text:g}, "
+        f"max_sequence_length={settings.text_length}) makes {settings.fps:g} frames a second with "
+        f"UniPC at a shift of {shift:.4g}; diffusers has no field for {', '.join(lost)}"
+    )
+
+
+def _without_field(settings: ModelSettings) -> dict[str, bool]:
+    """Ways to sample that no file of diffusers can say, and whether the model has them."""
+    guidance = settings.guidance
+    return {
+        "a limit of predictions": settings.latent_limit is not None,
+        "a shift by size": settings.shift_tokens is not None,
+        "levels between whole thousandths": settings.level_grid != 1000,
+        "an interval of guidance": guidance.has_interval,
+        "rescaled guidance": guidance.rescale > 0,
+        "a level for each frame and so given frames": True,
+    }
+
+
 def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
     """Writes an open Wan model as a model folder.
 
@@ -77,6 +129,7 @@ def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output={output} is the source itself; name another folder")
     model = open_model(folder)
+    read_settings(model.settings, folder / OWN_SETTINGS)
     check_vocabulary(folder, Tokenizer.from_file(model.tokenizer).vocabulary, model.configs["text"])
     write_model(model, output, kept)
 
@@ -88,6 +141,8 @@ def run(argv: list[str]) -> None:
     try:
         if argv[1] == "import":
             import_open(values.source, values.output, dtype=values.dtype)
+        elif values.to == "diffusers":
+            print(f"{values.output}: {export_pipeline(values.checkpoint, values.output)}")
         else:
             export(values.checkpoint, values.output, lora=values.lora)
     except (ValueError, OSError) as error:
@@ -102,6 +157,7 @@ def _define_flags(task: str) -> None:
         )
         flags.DEFINE_string("dtype", "stored", "float32, bfloat16, float16, or as the files have.")
         return
+    flags.DEFINE_enum("to", "folder", ["folder", "diffusers"], "Whose layout to write.")
     flags.DEFINE_string(
         "checkpoint", None, "Model folder, or work folder of a training run.", required=True
     )

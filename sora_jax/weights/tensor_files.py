@@ -149,18 +149,25 @@ def list_file(file: pathlib.Path) -> dict[str, Stored]:
     return found
 
 
-def read_tensor(stored: Stored) -> np.ndarray:
+def read_tensor(stored: Stored, layer: int | None = None) -> np.ndarray:
     """The numbers of a tensor, in memory of their own.
+
+    Args:
+      stored: where it is.
+      layer: index along the first axis, of which alone is read; None for all.
 
     Raises:
       ValueError: the file is no longer what it was when listed, or holds NaN or infinity.
     """
     try:
         with safe_open(stored.file, framework="numpy") as tensors:
-            x = tensors.get_tensor(stored.name)
+            if layer is None:
+                x = tensors.get_tensor(stored.name)
+            else:
+                x = tensors.get_slice(stored.name)[layer]
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{stored.file} changed while it was read ({error}); try again") from error
-    if x.shape != stored.shape or x.dtype != stored.dtype:
+    if x.shape != stored.shape[layer is not None :] or x.dtype != stored.dtype:
         raise ValueError(f"{stored.file} changed while it was read; try again")
     if not _all_finite(x):
         raise ValueError(f"{stored.file}: {stored.name!r} holds NaN or infinity; download it again")
@@ -204,6 +211,8 @@ def write_tensors(
     file: pathlib.Path,
     layout: dict[str, tuple[tuple[int, ...], np.dtype]],
     tensors: Iterable[tuple[str, np.ndarray]],
+    *,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """Writes a safetensors file, one tensor in memory at a time.
 
@@ -211,8 +220,9 @@ def write_tensors(
       file: to write.
       layout: shape and dtype of each tensor, in the order in which they come.
       tensors: names and arrays in that order.
+      metadata: what the header says besides.
     """
-    header, end = {}, 0
+    header, end = {} if metadata is None else {"__metadata__": metadata}, 0
     for name, (shape, dtype) in layout.items():
         start, end = end, end + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         header[name] = {

@@ -23,7 +23,7 @@ from sora_jax.weights.wan_config import (
     REPOSITORY,
     read_dit_config,
     read_image_config,
-    read_shift,
+    read_scheduler,
     read_text_config,
     read_vae_config,
     with_image_reader,
@@ -34,6 +34,8 @@ _INDEX = "model_index.json"
 _PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 # What Wan's own repositories say only in prose: the shift, and the number of discrete levels.
 _SHIFT, _LEVELS = 5.0, 1000
+# What is written beside an exported model, with what diffusers' files have no field for.
+OWN_SETTINGS = "sora_jax.json"
 _COPY = "shared.weight", "encoder.embed_tokens.weight"
 
 
@@ -96,7 +98,10 @@ def open_model(folder: pathlib.Path) -> OpenModel:
     vae, mean, std = read_vae_config(folder / "vae" / "config.json")
     text = read_text_config(folder / "text_encoder" / "config.json")
     tokenizer = _find_tokenizer(folder / "tokenizer")
-    shift = _SHIFT if original else read_shift(folder / "scheduler" / "scheduler_config.json")
+    shift = _SHIFT
+    if not original:
+        shift, prediction = read_scheduler(folder / "scheduler" / "scheduler_config.json")
+        dit = dataclasses.replace(dit, prediction=prediction)
     tensors["vae"] = list_tensors(folder / "vae", _STEM)
     tensors["text"] = _merge_copies(list_tensors(folder / "text_encoder", _TEXT_STEM))
     configs = {"vae": vae, "dit": dit, "text": text}
@@ -124,7 +129,29 @@ def open_model(folder: pathlib.Path) -> OpenModel:
                 f"{folder}: the transformer takes {one} {what} and is given {other}; its parts are "
                 "of different models: take all of them from one"
             )
-    return OpenModel(configs, tensors, _settings(vae, shift), mean, std, tokenizer)
+    settings = _settings(vae, shift) if original else _read_settings(folder, vae, shift)
+    return OpenModel(configs, tensors, settings, mean, std, tokenizer)
+
+
+def _read_settings(folder: pathlib.Path, vae: VAEConfig, shift: float) -> dict[str, Any]:
+    """What a model exported from here brings with it, or how Wan samples."""
+    file = folder / OWN_SETTINGS
+    if not file.is_file():
+        return _settings(vae, shift)
+    own = read_json(file)
+    settings = own.get("settings")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} has no settings; export the model again, or remove the file")
+    missing = sorted(set(_settings(vae, shift)) - {"level_grid", *settings})
+    if missing:
+        raise ValueError(f"{file} lacks {missing[0]!r}; export the model again, or remove the file")
+    if own.get("flow_shift") != shift:
+        raise ValueError(
+            f"{file} was written beside a flow_shift of {own.get('flow_shift')}, and "
+            f"scheduler_config.json has {shift}: remove the file to sample as Wan does, or put "
+            "the shift back and change it in model.json after importing"
+        )
+    return settings
 
 
 def _image_sizes(

@@ -13,6 +13,7 @@ from sora_jax.models.dit import DiTConfig
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
+from sora_jax.weights.pipeline_config import PREDICTIONS
 from sora_jax.weights.tensor_files import read_json
 
 REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -48,7 +49,6 @@ _FIXED_PROCESSOR = {
     **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True),
 }
 _FIXED_SCHEDULER = {
-    "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
     "num_train_timesteps": 1000,
     "solver_order": 2,
@@ -65,6 +65,9 @@ _FIXED_SCHEDULER = {
         False,
     ),
 }
+
+# What a transformer predicts, by how the scheduler calls it.
+_PREDICTIONS = {name: ours for ours, name in PREDICTIONS.items()}
 
 
 def read_dit_config(file: pathlib.Path) -> DiTConfig:
@@ -221,8 +224,8 @@ def read_image_config(folder: pathlib.Path) -> ImageConfig:
     return _make(ImageConfig, file, *sizes, *colours)
 
 
-def read_shift(file: pathlib.Path) -> float:
-    """The shift of the schedule of diffusers' UniPC.
+def read_scheduler(file: pathlib.Path) -> tuple[float, str]:
+    """The shift of the schedule of diffusers' UniPC, and what it takes the network to predict.
 
     Raises:
       FileNotFoundError, ValueError: no such file, or a scheduler that samples otherwise.
@@ -230,11 +233,17 @@ def read_shift(file: pathlib.Path) -> float:
     config = read_json(file)
     _check_class(config, "UniPCMultistepScheduler", file)
     # A flow is not what it takes unless told.
-    _check_fixed(config, _FIXED_SCHEDULER, file, needed=("prediction_type", "use_flow_sigmas"))
+    _check_fixed(config, _FIXED_SCHEDULER, file, needed=("use_flow_sigmas",))
+    prediction = config.get("prediction_type")
+    if prediction not in _PREDICTIONS:
+        raise ValueError(
+            f"{file}: prediction_type is {prediction!r}, and must be one of {sorted(_PREDICTIONS)}"
+            f"; {_INSTEAD}"
+        )
     shift = config.get("flow_shift", 1.0)
     if type(shift) not in (int, float) or not 0 < shift < math.inf:
         raise ValueError(f"{file}: flow_shift is {shift!r}, and must be positive; 5 is Wan's own")
-    return float(shift)
+    return float(shift), _PREDICTIONS[prediction]
 
 
 def _check_class(config: dict[str, Any], kind: str, file: pathlib.Path) -> None:

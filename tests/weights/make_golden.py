@@ -203,11 +203,11 @@ def run_image_transformer(model: WanTransformer3DModel) -> dict[str, np.ndarray]
 
 
 @torch.no_grad()
-def run(pipeline: WanPipeline, seed: int = 0) -> dict[str, np.ndarray]:
+def run(pipeline: WanPipeline, seed: int = 0, negative: str | None = None) -> dict[str, np.ndarray]:
     """What it makes of PROMPT and noise: all that a test compares, float32, channels last."""
     noise = np.random.default_rng(seed).normal(size=LATENTS).astype(np.float32)
     first = torch.from_numpy(noise).movedim(-1, 1).contiguous()
-    told = pipeline.encode_prompt(PROMPT, max_sequence_length=512)
+    told = pipeline.encode_prompt(PROMPT, negative, max_sequence_length=512)
     ids = pipeline.tokenizer(["A red circle moves & turns right."], max_length=512, padding=False)
     options = {
         "prompt_embeds": told[0],
