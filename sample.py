@@ -39,8 +39,14 @@ CHECKPOINT = flags.DEFINE_string(
 DTYPE = flags.DEFINE_enum(
     "dtype",
     "float32",
-    ["float32", "bfloat16", "float16", "stored"],
-    "Of the parameters in memory; stored: as in the files.",
+    ["float32", "bfloat16", "float16", "stored", "int8"],
+    "Of the parameters in memory; stored: as in the files; int8: of most, bfloat16 of the rest.",
+)
+IN_TURN = flags.DEFINE_bool(
+    "in_turn",
+    False,
+    "Keep only the network at work in memory: text encoder, transformer, VAE, each read when it "
+    "is needed.",
 )
 LORA = flags.DEFINE_string(
     "lora",
@@ -228,7 +234,9 @@ def parse_keyframes():
 def run():
     task = check_inputs()
     keyframes = parse_keyframes()
-    model = sora_jax.load(CHECKPOINT.value, dtype=DTYPE.value, lora=LORA.value)
+    model = sora_jax.load(
+        CHECKPOINT.value, dtype=DTYPE.value, lora=LORA.value, in_turn=IN_TURN.value
+    )
     images = [IMAGE.value] if IMAGE.value is not None else [path for _, path in keyframes]
     files = [*VIDEO.value, *images]
     probed = [video_io.probe(path) for path in files]

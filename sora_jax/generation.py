@@ -30,8 +30,18 @@ decode_all = jax.jit(decode_clip, static_argnums=0)
 
 @functools.partial(jax.jit, static_argnames="config")
 def read(params: Any, tokens: jax.Array, *, config: TextConfig) -> jax.Array:
-    """Text features [B, L, D] of tokens [B, L]."""
-    return TextEncoder(config).apply({"params": params}, tokens)
+    """Text features [B, L, D] of tokens [B, L], in the dtype of `compute_dtype`."""
+    return TextEncoder(config, compute_dtype(params)).apply({"params": params}, tokens)
+
+
+def compute_dtype(params: Any) -> jnp.dtype:
+    """What a text encoder or transformer computes in: bfloat16 if some of it is held so.
+
+    Those in int8 have the rest in bfloat16. float16 cannot hold all activations, and is computed
+    with in float32.
+    """
+    held = any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
+    return jnp.bfloat16 if held else jnp.float32
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -139,11 +149,11 @@ def generate(
       seen: of images, in a model with image channels.
       program: what to compile.
     """
-    batch, told = x.shape[0], program.told
+    batch, told, dtype = x.shape[0], program.told, compute_dtype(params)
     tokens = None if seen is None else seen.tokens
     if tokens is not None:
         tokens = jnp.broadcast_to(tokens, (len(text), *tokens.shape[1:]))
-    text = TextReader(program.dit).apply({"params": params["text_reader"]}, text, tokens)
+    text = TextReader(program.dit, dtype).apply({"params": params["text_reader"]}, text, tokens)
     prompted = jax.tree.map(lambda v: v[:, :batch], text)
     negative = jax.tree.map(lambda v: v[:, batch:], text)
     texts = [prompted if one.prompt else negative for one in told]
@@ -156,7 +166,7 @@ def generate(
         if seen is not None:
             beside = jnp.broadcast_to(seen.channels, (len(x), *seen.channels.shape[1:]))
             inputs = jnp.concatenate([x, beside], axis=-1)
-        y = DiT(program.dit).apply({"params": params}, inputs, level, text)
+        y = DiT(program.dit, dtype).apply({"params": params}, inputs, level, text)
         return clean_from_velocity(x, y, t) if program.dit.prediction == "velocity" else y
 
     if program.ring:

@@ -23,10 +23,11 @@ from sora_jax.models.image import ImageConfig, prepare
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, denormalise
 from sora_jax.weights.hub import fetch
-from sora_jax.weights.lora import merge_lora
+from sora_jax.weights.in_turn import InTurn
+from sora_jax.weights.lora import check_lora, merge_lora
 from sora_jax.weights.lora_folder import find_adapted
 from sora_jax.weights.model_folder import find_model
-from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_parts
+from sora_jax.weights.parts import Parts, check_vocabulary, open_parts
 from sora_jax.weights.tensor_files import as_dtype
 from sora_jax.weights.wan import OWN_SETTINGS
 
@@ -46,7 +47,8 @@ class Model:
 
     Attributes:
       vae_config, dit_config, text_config: sizes.
-      params: {"vae", "dit", "text"}, and "image" with an image encoder.
+      params: {"vae", "dit", "text"}, and "image" with an image encoder; of an `InTurn`, one at a
+        time is in memory.
       latent_mean, latent_std: [C], of the VAE's latents.
       tokenizer: of prompts.
       settings: defaults of sampling, and what training fixed.
@@ -56,12 +58,16 @@ class Model:
     vae_config: VAEConfig
     dit_config: DiTConfig
     text_config: TextConfig
-    params: dict[str, Any]
+    params: Mapping[str, Any]
     latent_mean: jax.Array
     latent_std: jax.Array
     tokenizer: Tokenizer
     settings: ModelSettings
     image_config: ImageConfig | None = None
+    # What was read last, by its tokens: the next window or video may have the same prompt.
+    _features: dict[bytes, jax.Array] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def fps(self) -> float:
@@ -212,7 +218,16 @@ class Model:
         for text in texts:
             self.tokenizer.check_length(text, length)
         tokens = np.stack([self.tokenizer.encode(text, length) for text in texts])
-        return generation.read(self.params["text"], tokens, config=self.text_config)
+        key = tokens.tobytes()
+        if key not in self._features:
+            features = generation.read(self.params["text"], tokens, config=self.text_config)
+            self._features.clear()
+            self._features[key] = self._finish(features)
+        return self._features[key]
+
+    def _finish(self, made: Any) -> Any:
+        """What a part makes; where parts take turns, when it is there and the part can go."""
+        return jax.block_until_ready(made) if isinstance(self.params, InTurn) else made
 
     def advance(
         self,
@@ -253,7 +268,7 @@ class Model:
         scales = as_scales(guidance, self.shift((ring or x.shape[1], *x.shape[2:])))
         hidden = hidden if by_frames else None
         arrays = text, x, levels, known, ceilings, hidden, scales, seen
-        return generation.generate(self.params["dit"], *arrays, program=program)
+        return self._finish(generation.generate(self.params["dit"], *arrays, program=program))
 
     def look(self, images: Mapping[int, np.ndarray], frames: int) -> generation.Seen:
         """What the transformer sees of images by their frames, in a clip of so many frames."""
@@ -262,7 +277,7 @@ class Model:
         if self.image_config is not None:
             pixels = np.stack([prepare(images[frame], self.image_config) for frame in at])
             tokens = generation.look(self.params["image"], pixels, config=self.image_config)
-            tokens = tokens.reshape(1, -1, tokens.shape[-1])
+            tokens = self._finish(tokens.reshape(1, -1, tokens.shape[-1]))
         channels = generation.lay_images(
             self.params["vae"],
             np.stack([images[frame] for frame in at]),
@@ -272,13 +287,14 @@ class Model:
             at=at,
             frames=frames,
         )
-        return generation.Seen(channels, tokens)
+        return generation.Seen(self._finish(channels), tokens)
 
     def encode(self, frames: np.ndarray) -> jax.Array:
         """Normalised latents [B, T, h, w, C] of frames uint8 [B, F, H, W, 3]."""
         self.vae_config.latent_shape(*frames.shape[1:4])
         mean, std = self.latent_mean, self.latent_std
-        return generation.encode(self.vae_config, self.params["vae"], frames, mean, std)
+        latents = generation.encode(self.vae_config, self.params["vae"], frames, mean, std)
+        return self._finish(latents)
 
     def to_frames(self, latents: jax.Array) -> np.ndarray:
         """All frames of normalised latents at once, uint8 [B, F, H, W, 3]."""
@@ -309,6 +325,7 @@ def load(
     *,
     dtype: str = "float32",
     lora: str | pathlib.Path | None = None,
+    in_turn: bool = False,
 ) -> Model:
     """The model of a folder or of the Hugging Face Hub; the shipped one if None.
 
@@ -316,12 +333,17 @@ def load(
       source: a model folder, the work folder of a training run, a folder of an open Wan model (see
         docs/open_weights.md), or OWNER/NAME@COMMIT of one on the Hub.
       dtype: of the parameters in memory, "float32", "bfloat16", "float16", or "stored" for that of
-        the files. The networks compute in float32 whatever it is: half the memory, not the time.
+        the files; or "int8", for the matrices of the blocks, with bfloat16 for the rest. The text
+        encoder and the transformer compute in bfloat16 where they are held so, or in int8, and
+        else in float32; the VAE, latents and the solver in float32 always.
       lora: a file of adapters, or a folder that has one, which are added to the transformer, see
         docs/finetuning.md. The work folder of a LoRA run as `source` has its own.
+      in_turn: whether the text encoder, the transformer and the VAE are read only when they are
+        needed, and only one of them is in memory at a time.
 
     Raises:
-      FileNotFoundError, ValueError: missing, damaged, or of another configuration.
+      FileNotFoundError, ValueError: missing, damaged, or of another configuration. With `in_turn`
+        damage to numbers shows later, when they are read.
     """
     kept = as_dtype(dtype)
     folder = find_model(PRETRAINED if source is None else fetch(source))
@@ -333,53 +355,57 @@ def load(
                 f"or give the model {adapted.base}"
             )
         folder, lora = adapted.base, adapted.file
-    parts = load_parts(folder, kept)
+    parts = open_parts(folder, kept)
     if lora is not None:
-        merge_lora(parts.dit[1], lora, parts.dit[0])
-    vae, (dit_config, dit_params), (text_config, text_params) = parts.vae, parts.dit, parts.text
-    params = {"vae": vae.params, "dit": dit_params, "text": text_params}
-    image_config = None
-    if parts.image is not None:
-        image_config, params["image"] = parts.image
+        check_lora(lora, parts.configs["dit"])
+        if kept == np.int8:
+            raise ValueError(
+                f"the adapters of {lora} cannot be added to parameters in int8; write a model with "
+                "them first: python -m sora_jax.weights export --lora"
+            )
     tokenizer = Tokenizer.from_file(parts.tokenizer)
-    _check_parts(folder, vae, dit_config, text_config, image_config)
-    check_vocabulary(folder, tokenizer.vocabulary, text_config)
+    _check_parts(folder, parts)
+    check_vocabulary(folder, tokenizer.vocabulary, parts.configs["text"])
     settings = parts.settings if adapted is None else adapted.settings
     described = (folder if adapted is None else adapted.file.parent) / "model.json"
     described = described if described.is_file() else folder / OWN_SETTINGS
+
+    def read(part: str) -> Any:
+        if lora is None or part != "dit":
+            return parts.load(part, jax.device_put)
+        params = parts.load(part, lambda x: x)
+        merge_lora(params, lora, parts.configs[part])
+        return jax.device_put(params)
+
     return Model(
-        vae.config,
-        dit_config,
-        text_config,
-        jax.device_put(params),
-        jnp.asarray(vae.mean),
-        jnp.asarray(vae.std),
+        parts.configs["vae"],
+        parts.configs["dit"],
+        parts.configs["text"],
+        InTurn(parts.configs, read) if in_turn else {part: read(part) for part in parts.configs},
+        jnp.asarray(parts.mean),
+        jnp.asarray(parts.std),
         tokenizer,
         read_settings(settings, described),
-        image_config,
+        parts.configs.get("image"),
     )
 
 
-def _check_parts(
-    folder: pathlib.Path,
-    vae: LoadedVAE,
-    dit_config: DiTConfig,
-    text_config: TextConfig,
-    image_config: ImageConfig | None,
-) -> None:
+def _check_parts(folder: pathlib.Path, parts: Parts) -> None:
     """Raises ValueError where parts that are whole by themselves do not fit each other."""
-    channels = vae.config.latent_channels
-    beside = vae.config.temporal_stride + channels if dit_config.image_channels else 0
-    image_width = image_config.width if image_config else 0
-    tokens = 2 * image_config.tokens if image_config and dit_config.image_positions else 0
+    vae, dit, text = (parts.configs[part] for part in ("vae", "dit", "text"))
+    image = parts.configs.get("image")
+    channels = vae.latent_channels
+    beside = vae.temporal_stride + channels if dit.image_channels else 0
+    image_width = image.width if image else 0
+    tokens = 2 * image.tokens if image and dit.image_positions else 0
     for what, given, fits in (
-        ("latent_channels of the dit", dit_config.latent_channels, channels),
-        ("length of latent_mean", vae.mean.size, channels),
-        ("length of latent_std", vae.std.size, channels),
-        ("text_width of the dit", dit_config.text_width, text_config.width),
-        ("image_channels of the dit", dit_config.image_channels, beside),
-        ("image_width of the dit", dit_config.image_width, image_width),
-        ("image_positions of the dit", dit_config.image_positions, tokens),
+        ("latent_channels of the dit", dit.latent_channels, channels),
+        ("length of latent_mean", parts.mean.size, channels),
+        ("length of latent_std", parts.std.size, channels),
+        ("text_width of the dit", dit.text_width, text.width),
+        ("image_channels of the dit", dit.image_channels, beside),
+        ("image_width of the dit", dit.image_width, image_width),
+        ("image_positions of the dit", dit.image_positions, tokens),
     ):
         if given != fits:
             raise ValueError(

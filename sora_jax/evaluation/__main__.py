@@ -1,6 +1,6 @@
 """Scores a model.
 
-python -m sora_jax.evaluation shapes [--checkpoint=FOLDER] [--output=FOLDER]
+python -m sora_jax.evaluation shapes [--checkpoint=FOLDER] [--output=FOLDER] [--dtype=bfloat16]
     how often prompts of the rendered world come out right
 python -m sora_jax.evaluation edits [--checkpoint=FOLDER] [--output=FOLDER] [--clips=50]
     [--dataset=FOLDER] [--tasks=NAME,...]
@@ -31,6 +31,12 @@ from sora_jax.weights.parts import load_vae
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Model folder, or work folder of a run; the shipped one if left out."
 )
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16", "int8"],
+    "Of the parameters in memory, with `shapes`.",
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the scores and pictures.")
 COMBINATIONS = flags.DEFINE_integer(
     "combinations", 100, "Held-out combinations of each kind.", lower_bound=1
@@ -58,7 +64,7 @@ CONFIG = config_flags.DEFINE_config_file(
 def shapes(folder):
     """Prints the table of `score_shapes`."""
     scores = score_shapes(
-        sora_jax.load(CHECKPOINT.value),
+        sora_jax.load(CHECKPOINT.value, dtype=DTYPE.value),
         combinations=COMBINATIONS.value,
         seeds=SEEDS.value,
         steps=STEPS.value,

@@ -1,6 +1,7 @@
 """The small parts that the models share: dense layers with named axes, norms, time sinusoids."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ class Dense(nn.Module):
     Attributes:
       features: output width.
       axes: logical names of the kernel's two dimensions, resolved by `sora_jax.sharding`.
-      dtype: compute dtype; parameters are float32.
+      dtype: compute dtype; parameters are float32; when sampling they may be less, and the
+        kernel a QArray of qwix (`weights.int8`).
       bias: whether to add one.
       zeros: start from a zero kernel, for layers whose output is first to be silent.
+      spread: deviation of the kernel that it starts from; that of Xavier and Bengio if None.
 
     Where the collection "lora" has "a" and "b" for this layer, they are added, see `models.lora`.
     """
@@ -27,16 +30,19 @@ class Dense(nn.Module):
     dtype: jnp.dtype
     bias: bool = True
     zeros: bool = False
+    spread: float | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., input] to [..., features] in the compute dtype."""
         zeros = nn.initializers.zeros
         init = zeros if self.zeros else nn.initializers.xavier_uniform()
+        if self.spread is not None:
+            init = nn.initializers.normal(self.spread)
         boxed = nn.with_logical_partitioning(init, self.axes)
         kernel = self.param("kernel", boxed, (x.shape[-1], self.features))
         x = x.astype(self.dtype)
-        y = jnp.matmul(x, gather(kernel, self.axes, self.dtype))
+        y = jnp.matmul(x, gather(dequantise(kernel), self.axes, self.dtype))
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name) for name in ("a", "b"))
             low = jnp.matmul(x, gather(a, (self.axes[0], None), self.dtype))
@@ -46,6 +52,15 @@ class Dense(nn.Module):
         boxed = nn.with_logical_partitioning(zeros, self.axes[1:])
         bias = gather(self.param("bias", boxed, (self.features,)), self.axes[1:], self.dtype)
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def dequantise(kernel: Any) -> jax.Array:
+    """The matrix that a QArray of qwix stands for, float32; an array is given back."""
+    if not hasattr(kernel, "qvalue"):
+        return kernel
+    import qwix  # for nothing else, and it takes a while
+
+    return qwix.dequantize(kernel)
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:

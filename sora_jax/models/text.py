@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.models.layers import rms_norm
+from sora_jax.models.layers import Dense, rms_norm
 from sora_jax.models.sizes import check_positive
 from sora_jax.sharding import constrain
 
@@ -107,12 +107,11 @@ class Block(nn.Module):
         # Left alone, the compiler splits channels as the weights are split and gathers the batch.
         x = constrain(x, ("batch", None, None))
 
-        def dense(name, features, scale, axes):
-            init = nn.with_logical_partitioning(nn.initializers.normal(scale), axes)
-            return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+        def dense(name, features, spread, axes):
+            return Dense(features, axes, self.dtype, bias=False, spread=spread, name=name)
 
-        def project(name, y, scale):
-            y = dense(name, inner, scale, ("embed", "heads"))(y)
+        def project(name, y, spread):
+            y = dense(name, inner, spread, ("embed", "heads"))(y)
             return y.reshape(batch, length, config.heads, config.head_width)
 
         y = RMSNorm(self.dtype, name="attention_norm")(x)
@@ -181,3 +180,10 @@ class TextEncoder(nn.Module):
         x, _ = blocks(config, self.dtype, name="blocks")(x, buckets, mask)
         x = RMSNorm(self.dtype, name="norm")(x)
         return jnp.where(present[..., None], x, 0).astype(self.dtype)
+
+
+def flops(config: TextConfig, tokens: int) -> int:
+    """Floating-point operations of one pass over one text (a multiply-add is two)."""
+    inner = config.heads * config.head_width
+    dense = 4 * config.width * inner + 3 * config.width * config.mlp_width
+    return config.layers * (2 * tokens * dense + 4 * tokens * tokens * inner)

@@ -1,8 +1,8 @@
 """Plans a run on a TPU pod without one: memory, operations, collectives and time of a step.
 
 python -m sora_jax.pod --config=configs/NAME.py --topology=v5p:4x4x8 [--config.KEY=VALUE ...]
-    [--bucket=FRAMESxHEIGHTxWIDTH] [--batch=CLIPS] [--work=train|sample|vae] [--json=FILE]
-    [--search]
+    [--bucket=FRAMESxHEIGHTxWIDTH] [--batch=CLIPS] [--json=FILE]
+    [--work=train|sample|text|vae|decode] [--dtype=float32|bfloat16|int8] [--search]
 python -m sora_jax.pod --warm --config=configs/NAME.py --workdir=FOLDER [--config.KEY=VALUE ...]
 
 The first compiles the real step with the TPU's own compiler, which `pip install "sora_jax[tpu]"`
@@ -12,6 +12,7 @@ The second compiles, on the machine of the run and its devices, the steps of eve
 folder where `train.py` looks for them.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -34,6 +35,12 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "The slice, such as v5p:4x4x8 o
 BUCKET = flags.DEFINE_string("bucket", None, "FRAMESxHEIGHTxWIDTH; the config's largest if none.")
 BATCH = flags.DEFINE_integer("batch", None, "Clips of the global batch; the config's if none.")
 WORK = flags.DEFINE_enum("work", "train", sorted(WORKS), "Which program to plan.")
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16", "int8"],
+    "Of the parameters with --work=sample and --work=text.",
+)
 JSON = flags.DEFINE_string("json", None, "A file for the numbers.")
 SEARCH = flags.DEFINE_bool("search", False, "Look for the best mesh and remat.")
 WARM = flags.DEFINE_bool("warm", False, "Compile a run's steps ahead, for the present devices.")
@@ -43,7 +50,7 @@ flags.mark_flag_as_required("config")
 
 def plan_one(config, topology):
     """The report of the plan that the flags describe."""
-    sizes = read_sizes(config, BUCKET.value)
+    sizes = dataclasses.replace(read_sizes(config, BUCKET.value), held=DTYPE.value)
     mesh = plan_mesh(config, topology)
     clips = BATCH.value
     if clips is None:
@@ -66,8 +73,13 @@ def run():
         return warm(config, WORKDIR.value)
     if TOPOLOGY.value is None:
         raise ValueError("--topology is missing: give a slice, such as --topology=v5p:4x4x8")
-    if WORK.value == "sample" and config.task != "dit":
-        raise ValueError("--work=sample needs the config of a transformer, not of a VAE")
+    if WORK.value in ("sample", "text") and config.task != "dit":
+        raise ValueError(f"--work={WORK.value} needs the config of a transformer, not of a VAE")
+    if DTYPE.value != "float32" and WORK.value not in ("sample", "text"):
+        raise ValueError(
+            f"--dtype={DTYPE.value} is for --work=sample and --work=text; with --work={WORK.value} "
+            "parameters are float32: leave it out"
+        )
     if SEARCH.value and WORK.value != "train":
         raise ValueError(f"--search is for training; leave out --work={WORK.value}")
     topology = read_slice(TOPOLOGY.value)

@@ -7,17 +7,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from sora_jax.diffusion.guidance import Scales, tellings
 from sora_jax.diffusion.solvers import euler_step
-from sora_jax.generation import Program, Seen, generate
+from sora_jax.generation import Program, Seen, generate, read
 from sora_jax.models.dit import flops, init_dit
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.lora import LoRAConfig
-from sora_jax.models.vae import encode_frames, init_vae
+from sora_jax.models.text import flops as text_flops
+from sora_jax.models.vae import VAE, encode_frames, init_vae
+from sora_jax.models.vae_clips import decode_clip
 from sora_jax.pod.sizes import Sizes
 from sora_jax.sharding import batch_sharding, tree_shardings
 from sora_jax.training.adversarial_task import AdversarialTask
@@ -25,8 +29,10 @@ from sora_jax.training.dit_task import Adapters, DiTTask, NoiseConfig
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.state import abstract_state, jit_train_step
 from sora_jax.training.vae_task import VAETask
+from sora_jax.weights.int8 import abstract, held_dtype
 from sora_jax.weights.parts import init_text
 from sora_jax.weights.settings import from_settings
+from sora_jax.weights.tensor_files import as_dtype
 
 
 class Work(NamedTuple):
@@ -108,8 +114,7 @@ def sample_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Wor
     """One step of an Euler sampler guided by the prompt: two calls of the transformer."""
     told = tellings(text=True, given=False)
     program = Program(sizes.dit, euler_step, config.sampling.latent_limit, told)
-    boxed = jax.eval_shape(lambda key: init_dit(sizes.dit, key), _key())
-    params = _placed(nn.meta.unbox(boxed), tree_shardings(boxed, mesh))
+    params = _held("dit", init_dit, sizes.dit, sizes.held, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     text = jax.ShapeDtypeStruct(
         (2 * clips, sizes.words, sizes.text.width), jnp.float32, sharding=everywhere
@@ -148,15 +153,36 @@ def vae_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:
     channels = _everywhere(channels, mesh)
     step = jax.jit(functools.partial(encode_frames, sizes.vae, dtype=sizes.dtype))
     arguments = (params, frames, channels, channels)
-    plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
-    count = step.lower(*plain).cost_analysis()["flops"]
+    count = _counted_flops(step, arguments)
     return Work(step, arguments, {"parameters": params, "batch": frames}, count)
+
+
+def text_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:
+    """Prompts, and as many empty ones, to text features."""
+    params = _held("text", init_text, sizes.text, sizes.held, mesh)
+    tokens = _everywhere(jax.ShapeDtypeStruct((2 * clips, sizes.words), jnp.int32), mesh)
+    step = jax.jit(functools.partial(read.__wrapped__, config=sizes.text))
+    count = 2 * clips * text_flops(sizes.text, sizes.words)
+    return Work(step, (params, tokens), {"parameters": params, "batch": tokens}, count)
+
+
+def decode_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:
+    """Latents to frames, one latent frame after the other as in sampling."""
+    params = _everywhere(_shapes(init_vae, sizes.vae), mesh)
+    z = jax.ShapeDtypeStruct((clips, *sizes.latents), jnp.float32, sharding=batch_sharding(mesh, 5))
+    step = jax.jit(functools.partial(decode_clip, sizes.vae))
+    whole = jax.jit(lambda p, z: VAE(sizes.vae).apply({"params": p}, z, method="decode")[0])
+    arguments = (params, z)
+    count = _counted_flops(whole, arguments)
+    return Work(step, arguments, {"parameters": params, "batch": z}, count)
 
 
 WORKS: dict[str, Callable[[ConfigDict, Sizes, Mesh, int], Work]] = {
     "train": train_work,
     "sample": sample_work,
+    "text": text_work,
     "vae": vae_work,
+    "decode": decode_work,
 }
 
 
@@ -179,6 +205,31 @@ def _frames(sizes: Sizes, mesh: Mesh, clips: int) -> jax.ShapeDtypeStruct:
     bucket = sizes.bucket
     shape = (clips, bucket.frames, bucket.height, bucket.width, 3)
     return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh, 5))
+
+
+def _counted_flops(step: Any, arguments: tuple) -> float:
+    """Of a program of one device before compilation."""
+    plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    return step.lower(*plain).cost_analysis()["flops"]
+
+
+def _held(
+    part: str, init: Callable[[Any, jax.Array], Any], config: Any, held: str, mesh: Mesh
+) -> Any:
+    """Parameters of a network as sampling holds them, see `sora_jax.load`, split as in training."""
+    boxed = jax.eval_shape(lambda key: init(config, key), _key())
+    params = _placed(nn.meta.unbox(boxed), tree_shardings(boxed, mesh))
+
+    def one(path: tuple[str, ...], x: jax.ShapeDtypeStruct) -> Any:
+        dtype = held_dtype(part, "/".join(path), as_dtype(held), x.dtype)
+        if dtype != np.int8:
+            return x.update(dtype=dtype)
+        kernel = abstract(x.shape)
+        whole = NamedSharding(mesh, PartitionSpec(None, None, *x.sharding.spec[2:]))
+        return _placed(kernel, kernel.replace(qvalue=x.sharding, scale=whole))
+
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: one(path, x) for path, x in flat.items()})
 
 
 def _shapes(init: Callable[[Any, jax.Array], Any], config: Any) -> Any:

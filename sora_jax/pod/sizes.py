@@ -39,6 +39,7 @@ class Sizes:
       dtype: compute dtype.
       bucket: pixel frames, height and width of a clip.
       words: tokens of a prompt.
+      held: what the parameters are held in when sampling, see `sora_jax.load`.
     """
 
     vae: VAEConfig
@@ -48,6 +49,7 @@ class Sizes:
     dtype: Any
     bucket: Bucket
     words: int
+    held: str = "float32"
 
     @property
     def latents(self) -> tuple[int, int, int, int]:

@@ -120,6 +120,8 @@ def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
         written then.
     """
     kept = as_dtype(dtype)
+    if kept == np.int8:
+        raise ValueError("--dtype=int8 is of no file: import as stored, and sample in int8")
     folder, output = pathlib.Path(fetch(source)).expanduser(), pathlib.Path(output).expanduser()
     if not folder.is_dir() or (folder / "model.json").is_file() or not is_open_model(folder):
         raise ValueError(

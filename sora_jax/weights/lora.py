@@ -108,6 +108,22 @@ def merge_lora(params: Any, file: pathlib.Path | str, config: DiTConfig) -> None
         another shape, half an adapter, or a kind of adapter that is more than a product of two
         matrices. Everything is checked before anything is added.
     """
+    adapters, scales, places = _open(file, config)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for name, one in adapters.items():
+        place = places[name]
+        a, b = (np.float32(read_tensor(stored)) for stored in (one.a, one.b))
+        kernel = flat[place.path] if place.layer is None else flat[place.path][place.layer]
+        kernel[...] = np.float32(kernel) + place.ours(np.float32(scales[name]) * (b @ a))
+
+
+def check_lora(file: pathlib.Path | str, config: DiTConfig) -> None:
+    """Raises what `merge_lora` raises, and adds nothing."""
+    _open(file, config)
+
+
+def _open(file, config):
+    """The adapters of a file that fit a transformer, their scales, and all places there are."""
     file = find_lora(file)
     places = _places(config)
     adapters, prefixes = _list_adapters(file, places)
@@ -115,12 +131,7 @@ def merge_lora(params: Any, file: pathlib.Path | str, config: DiTConfig) -> None
     scales = {name: _scale(file, name, one, said) for name, one in adapters.items()}
     for name, one in adapters.items():
         _check_shapes(file, name, one, places[name].shape)
-    flat = traverse_util.flatten_dict(params, sep="/")
-    for name, one in adapters.items():
-        place = places[name]
-        a, b = (np.float32(read_tensor(stored)) for stored in (one.a, one.b))
-        kernel = flat[place.path] if place.layer is None else flat[place.path][place.layer]
-        kernel[...] = np.float32(kernel) + place.ours(np.float32(scales[name]) * (b @ a))
+    return adapters, scales, places
 
 
 def _places(config: DiTConfig) -> dict[str, _Place]:

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sora_jax.weights.tensor_files import allocate
+from sora_jax.weights.int8 import held_dtype, quantise
+from sora_jax.weights.tensor_files import DTYPES, allocate
 
 FORMAT = "sora_jax model 1"
 LORA_FORMAT = "sora_jax lora 1"  # see `weights.lora_folder`
@@ -126,7 +127,11 @@ def load_description(folder: pathlib.Path | str) -> dict[str, Any]:
 
 
 def load_part(
-    folder: pathlib.Path | str, name: str, shapes: Any, dtype: np.dtype | None = _FLOAT32
+    folder: pathlib.Path | str,
+    name: str,
+    shapes: Any,
+    dtype: np.dtype | None = _FLOAT32,
+    place: Callable[[Any], Any] = lambda x: x,
 ) -> Any:
     """Parameters of one part as a nested dict of numpy arrays.
 
@@ -134,20 +139,50 @@ def load_part(
       folder: a model folder.
       name: "vae", "dit", "text" or "image".
       shapes: nested dict of what the configuration asks for, with `.shape`.
-      dtype: of the parameters; None for that of the file.
+      dtype: of the parameters; None for that of the file; int8 for QArrays among them, see
+        `weights.int8`.
+      place: each goes through it before the next is read.
 
     Raises:
       FileNotFoundError: the part's file is missing.
       ValueError: truncated, or tensors missing, unknown, or of other shapes: nothing is loaded.
     """
+    file, wanted = _part_file(folder, name), traverse_util.flatten_dict(shapes, sep="/")
+    flat = {}
+    with _opened(file, wanted) as tensors:
+        # The largest first: what is being read is held twice, and the rest is not there yet.
+        for key in sorted(wanted, key=lambda key: -np.prod(wanted[key].shape, dtype=np.int64)):
+            view = tensors.get_slice(key)
+            kept = held_dtype(name, key, dtype, DTYPES.get(view.get_dtype(), _FLOAT32))
+            if kept == np.int8:
+                layers = (view[i] for i in range(wanted[key].shape[0]))
+                flat[key] = place(quantise(layers, wanted[key].shape))
+            else:
+                x = allocate(tuple(wanted[key].shape), kept)
+                x[...] = tensors.get_tensor(key)
+                flat[key] = place(x)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def check_part_file(folder: pathlib.Path | str, name: str, shapes: Any) -> None:
+    """Raises what `load_part` would for the same arguments, but for damage to numbers alone."""
+    with _opened(_part_file(folder, name), traverse_util.flatten_dict(shapes, sep="/")):
+        pass
+
+
+def _part_file(folder: pathlib.Path | str, name: str) -> pathlib.Path:
     file = pathlib.Path(folder) / f"{name}.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; the model folder is incomplete")
-    wanted = traverse_util.flatten_dict(shapes, sep="/")
+    return file
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path, wanted: Mapping[str, Any]) -> Iterator[safe_open]:
+    """A file whose names and shapes are what is wanted."""
     try:
         with safe_open(file, framework="numpy") as tensors:
-            names = list(tensors.keys())
-            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in names}
+            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in list(tensors.keys())}
             for key in sorted(set(wanted) | set(found)):
                 if key not in found:
                     raise ValueError(f"{file} lacks {key!r}; is it of another configuration?")
@@ -158,12 +193,6 @@ def load_part(
                         f"{file}: {key!r} has shape {found[key]}, the configuration in model.json "
                         f"asks for {tuple(wanted[key].shape)}"
                     )
-            flat = {}
-            # The largest first: what is being read is held twice, and the rest is not there yet.
-            for key in sorted(wanted, key=lambda key: -np.prod(found[key], dtype=np.int64)):
-                x = tensors.get_tensor(key)
-                flat[key] = allocate(x.shape, dtype or x.dtype)
-                flat[key][...] = x
+            yield tensors
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or damaged ({error}); copy it again") from error
-    return traverse_util.unflatten_dict(flat, sep="/")

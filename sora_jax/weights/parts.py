@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from sora_jax.models.dit import DiTConfig, init_dit
 from sora_jax.models.image import ImageConfig, init_image
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, init_vae
-from sora_jax.weights.model_folder import load_description, load_part
+from sora_jax.weights.model_folder import check_part_file, load_description, load_part
 from sora_jax.weights.settings import from_settings
 from sora_jax.weights.streaming import read_part
 from sora_jax.weights.wan import is_open_model, open_model
@@ -41,55 +41,63 @@ class LoadedVAE:
     fps: float
 
 
-class Parts(NamedTuple):
-    """All that a model is made of.
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """All that a model is made of, with none of its parameters read.
 
     Attributes:
-      vae: with its statistics.
-      dit, text: configuration and parameters.
+      configs: sizes of the "vae", "dit", "text", and "image" where there is an image encoder.
+      mean, std: float32 [C], of the latents.
       settings: the rest of model.json.
       tokenizer: file of the tokenizer.
-      image: configuration and parameters of the image encoder, if the model has one.
+      load: the parameters of a part, each of which goes through a function before the next is
+        read: what a process holds of them at a time is one.
     """
 
-    vae: LoadedVAE
-    dit: tuple[DiTConfig, Any]
-    text: tuple[TextConfig, Any]
+    configs: dict[str, VAEConfig | DiTConfig | TextConfig | ImageConfig]
+    mean: np.ndarray
+    std: np.ndarray
     settings: dict[str, Any]
     tokenizer: pathlib.Path
-    image: tuple[ImageConfig, Any] | None = None
+    load: Callable[[str, Callable[[Any], Any]], Any]
 
 
-def load_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
+def open_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
     """The networks of a model folder, or of an open model, see `weights.wan`.
 
     Args:
       folder: of either kind.
-      dtype: of the parameters; None for that of the files.
+      dtype: of the parameters; None for that of the files, int8 for that of the matrices.
 
     Raises:
-      FileNotFoundError, ValueError: missing, damaged or of another configuration.
+      FileNotFoundError, ValueError: missing, of another configuration, or damaged so that it shows
+        in a header. Damage to numbers shows when they are read.
     """
     if not (folder / "model.json").is_file() and is_open_model(folder):
         model = open_model(folder)
-        params = {
-            part: read_part(model.tensors[part], part, config, dtype)
-            for part, config in model.configs.items()
-        }
-        vae = LoadedVAE(
-            model.configs["vae"],
-            params["vae"],
-            np.float32(model.mean),
-            np.float32(model.std),
-            model.settings["fps"],
-        )
-        dit, text = ((model.configs[part], params[part]) for part in ("dit", "text"))
-        image = (model.configs["image"], params["image"]) if "image" in params else None
-        return Parts(vae, dit, text, model.settings, model.tokenizer, image)
+
+        def load_open(part: str, place: Callable[[Any], Any]) -> Any:
+            return read_part(model.tensors[part], part, model.configs[part], dtype, place)
+
+        mean, std = np.float32(model.mean), np.float32(model.std)
+        return Parts(model.configs, mean, std, model.settings, model.tokenizer, load_open)
+    vae, mean, std, _ = _read_vae(folder)
+    configs = {
+        "vae": vae,
+        "dit": _config(DiTConfig, _part(folder, "dit"), folder),
+        "text": _config(TextConfig, _part(folder, "text"), folder),
+    }
+    if "image" in load_description(folder)["parts"]:
+        configs["image"] = _config(ImageConfig, _part(folder, "image"), folder)
+    shapes = {name: _shapes(_INITS[name], config) for name, config in configs.items()}
+    for name in configs:
+        check_part_file(folder, name, shapes[name])
+
+    def load(part: str, place: Callable[[Any], Any]) -> Any:
+        return load_part(folder, part, shapes[part], dtype, place)
+
     description = load_description(folder)
-    vae, dit, text = (load(folder, dtype) for load in (load_vae, load_dit, load_text))
-    image = load_image(folder, dtype) if "image" in description["parts"] else None
-    return Parts(vae, dit, text, description, folder / "tokenizer.json", image)
+    return Parts(configs, mean, std, description, folder / "tokenizer.json", load)
 
 
 def init_text(config: TextConfig, key: jax.Array) -> dict:
@@ -97,16 +105,21 @@ def init_text(config: TextConfig, key: jax.Array) -> dict:
     return TextEncoder(config).init(key, jnp.ones((1, 1), jnp.int32))["params"]
 
 
-def load_vae(folder: Path, dtype: Dtype = _FLOAT32) -> LoadedVAE:
-    """The VAE of a model folder.
+_INITS = {"vae": init_vae, "dit": init_dit, "text": init_text, "image": init_image}
 
-    Args:
-      folder: with model.json.
-      dtype: of the parameters; None for that of the file.
+
+def load_vae(folder: Path) -> LoadedVAE:
+    """The VAE of a model folder, float32.
 
     Raises:
       FileNotFoundError, ValueError: missing, damaged or of another configuration.
     """
+    config, mean, std, fps = _read_vae(folder)
+    return LoadedVAE(config, load_part(folder, "vae", _shapes(init_vae, config)), mean, std, fps)
+
+
+def _read_vae(folder: Path) -> tuple[VAEConfig, np.ndarray, np.ndarray, float]:
+    """Sizes of the VAE, mean and deviation of its latents, and its frame rate."""
     description = load_description(folder)
     settings = dict(_part(folder, "vae"))
     try:
@@ -114,27 +127,19 @@ def load_vae(folder: Path, dtype: Dtype = _FLOAT32) -> LoadedVAE:
         fps = float(description["fps"])
     except KeyError as error:
         raise ValueError(f"{folder}/model.json lacks {error} of the VAE; write it again") from error
-    config = _config(VAEConfig, settings, folder)
-    params = _params(folder, "vae", init_vae, config, dtype)
-    return LoadedVAE(config, params, np.float32(mean), np.float32(std), fps)
+    return _config(VAEConfig, settings, folder), np.float32(mean), np.float32(std), fps
 
 
 def load_dit(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[DiTConfig, Any]:
-    """The transformer of a model folder, as `load_vae` loads."""
+    """The transformer of a model folder, as `load_vae` loads; dtype None for that of the file."""
     config = _config(DiTConfig, _part(folder, "dit"), folder)
-    return config, _params(folder, "dit", init_dit, config, dtype)
+    return config, load_part(folder, "dit", _shapes(init_dit, config), dtype)
 
 
-def load_text(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[TextConfig, Any]:
+def load_text(folder: Path) -> tuple[TextConfig, Any]:
     """The text encoder of a model folder, as `load_vae` loads."""
     config = _config(TextConfig, _part(folder, "text"), folder)
-    return config, _params(folder, "text", init_text, config, dtype)
-
-
-def load_image(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[ImageConfig, Any]:
-    """The image encoder of a model folder, as `load_vae` loads."""
-    config = _config(ImageConfig, _part(folder, "image"), folder)
-    return config, _params(folder, "image", init_image, config, dtype)
+    return config, load_part(folder, "text", _shapes(init_text, config))
 
 
 def check_vocabulary(folder: Path, ids: int, text: TextConfig) -> None:
@@ -169,8 +174,5 @@ def _config(cls: type, settings: dict[str, Any], folder: Path) -> Any:
         raise ValueError(f"{folder}/model.json: {error}; write the model folder again") from error
 
 
-def _params(
-    folder: Path, name: str, init: Callable[[Any, jax.Array], Any], config: Any, dtype: Dtype
-) -> Any:
-    shapes = nn.meta.unbox(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
-    return load_part(folder, name, shapes, dtype)
+def _shapes(init: Callable[[Any, jax.Array], Any], config: Any) -> Any:
+    return nn.meta.unbox(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))

@@ -45,7 +45,8 @@ def as_dtype(name: str) -> np.dtype | None:
     """
     if name == "stored":
         return None
-    names = {dtype.name: dtype for dtype in _NAMES}
+    # No file has int8: what is held in it is made while loading.
+    names = {dtype.name: dtype for dtype in (*_NAMES, np.dtype(np.int8))}
     if name not in names:
         raise ValueError(f"dtype {name!r} must be 'stored' or one of {sorted(names)}")
     return names[name]

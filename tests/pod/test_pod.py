@@ -65,6 +65,7 @@ def test_a_plan_of_the_real_step(tmp_path):
         (("--topology=v6e:2x2", "--batch=6"), "6 clips cannot be split"),
         (("--topology=v6e:2x2", "--config.mesh.data=3"), "does not fill the 4 devices"),
         (("--topology=v6e:3x3",), "the nearest is v6e:"),
+        (("--topology=v6e:1x1", "--dtype=int8"), "--dtype=int8 is for --work=sample and"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments, error):
