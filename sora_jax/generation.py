@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sora_jax.diffusion.flow import clean_from_velocity, expand
 from sora_jax.diffusion.guidance import Scales, Told, guide, is_inside, restore_spread
 from sora_jax.diffusion.ring import over_windows
-from sora_jax.diffusion.solvers import Step, limit_range, solve
+from sora_jax.diffusion.solvers import Last, Step, limit_range, solve
 from sora_jax.models.dit import DiT, DiTConfig, Text, TextReader
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae_clips import decode_clip, decode_piece, encode_clip
@@ -66,9 +66,10 @@ def generate(
     ceilings: jax.Array | None,
     hidden: jax.Array | None,
     scales: Scales,
+    last: Last | None = None,
     *,
     program: Program,
-) -> jax.Array:
+) -> tuple[jax.Array, Last]:
     """Takes noisy latents from the first to the last of the levels.
 
     Args:
@@ -79,6 +80,7 @@ def generate(
       hidden: noise shaped like x, which the network sees in place of the frames that are given
         when it is not told of them; None if it always is.
       scales: of guidance.
+      last: see `diffusion.solvers.solve`, as is what comes back.
       program: what to compile.
     """
     batch, told = x.shape[0], program.told
@@ -130,6 +132,7 @@ def generate(
         known=known,
         ceilings=ceilings,
         circular=program.ring > 0,
+        last=last,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from sora_jax import generation
 from sora_jax.diffusion.conditioning import Given, lay
+from sora_jax.diffusion.experts import LOW, split
 from sora_jax.diffusion.flow import shift_levels, token_shift
 from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
 from sora_jax.diffusion.settings import ModelSettings, read_settings
@@ -41,7 +42,7 @@ class Model:
 
     Attributes:
       vae_config, dit_config, text_config: sizes.
-      params: {"vae", "dit", "text"}.
+      params: {"vae", "dit", "text"}, and "dit_low" in a model of two transformers.
       latent_mean, latent_std: [C], of the VAE's latents.
       tokenizer: of prompts.
       settings: defaults of sampling, and what training fixed.
@@ -110,7 +111,8 @@ class Model:
           seed: of the noise; the same arguments give the same video.
           steps: of the solver.
           guidance: how strongly the prompt is followed, 1 is no guidance; or a `Guidance`, which
-            also says how strongly given frames are, and where on the path.
+            also says how strongly given frames are, where on the path, and how strongly the second
+            of two transformers follows the prompt.
           solver: "euler", "heun", "deis" or "unipc".
           given: latents that the clip has or starts from, see `sora_jax.prompting`.
 
@@ -215,24 +217,34 @@ class Model:
           hidden: see `generation.generate`; None for no guidance by given frames.
           ring: see `generation.Program`.
         """
-        guidance = settings.guidance
-        by_frames = guidance.given != 1 and hidden is not None
-        program = generation.Program(
-            self.dit_config,
-            SOLVERS[settings.solver],
-            settings.latent_limit,
-            tellings(text=guidance.text != 1, given=by_frames),
-            guidance.has_interval,
-            guidance.rescale > 0,
-            ring,
-            settings.level_grid,
-        )
         # The schedule of a ring is that of its windows.
-        scales = as_scales(guidance, self.shift((ring or x.shape[1], *x.shape[2:])))
-        hidden = hidden if by_frames else None
-        return generation.generate(
-            self.params["dit"], text, x, levels, known, ceilings, hidden, scales, program=program
-        )
+        shift = self.shift((ring or x.shape[1], *x.shape[2:]))
+        last = None
+        for part, stretch, guidance in split(levels, settings):
+            by_frames = guidance.given != 1 and hidden is not None
+            program = generation.Program(
+                self.dit_config,
+                SOLVERS[settings.solver],
+                settings.latent_limit,
+                tellings(text=guidance.text != 1, given=by_frames),
+                guidance.has_interval,
+                guidance.rescale > 0,
+                ring,
+                settings.level_grid,
+            )
+            x, last = generation.generate(
+                self.params[part],
+                text,
+                x,
+                stretch,
+                known,
+                ceilings,
+                hidden if by_frames else None,
+                as_scales(guidance, shift),
+                last,
+                program=program,
+            )
+        return x
 
     def encode(self, frames: np.ndarray) -> jax.Array:
         """Normalised latents [B, T, h, w, C] of frames uint8 [B, F, H, W, 3]."""
@@ -282,7 +294,15 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
     vae, (dit_config, dit_params), (text_config, text_params) = parts.vae, parts.dit, parts.text
     params = {"vae": vae.params, "dit": dit_params, "text": text_params}
     tokenizer = Tokenizer.from_file(parts.tokenizer)
+    settings = read_settings(parts.settings, folder)
     _check_parts(folder, vae, dit_config, text_config)
+    if parts.dit_low is not None:
+        params[LOW] = parts.dit_low
+    if (settings.boundary is None) != (LOW not in params):
+        raise ValueError(
+            f"{folder}: the boundary between two transformers is {settings.boundary}, and the "
+            f"parts are {sorted(params)}; a model has both, the level and {LOW!r}, or neither"
+        )
     check_vocabulary(folder, tokenizer.vocabulary, text_config)
     return Model(
         vae.config,
@@ -292,7 +312,7 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
         jnp.asarray(vae.mean),
         jnp.asarray(vae.std),
         tokenizer,
-        read_settings(parts.settings, folder),
+        settings,
     )
 
 

@@ -138,8 +138,13 @@ def _save(params: Mapping[str, Any], entries: list[_Entry]) -> dict[str, np.ndar
 
 @functools.cache
 def list_entries(part: str, config: Any) -> tuple[_Entry, ...]:
-    """All parameters of a "vae", "dit" or "text", and which tensors they are made of."""
-    list_part = {"vae": _vae_entries, "dit": _dit_entries, "text": _text_entries}[part]
+    """All parameters of a part of a model, and which tensors they are made of."""
+    list_part = {
+        "vae": _vae_entries,
+        "dit": _dit_entries,
+        "dit_low": _dit_entries,
+        "text": _text_entries,
+    }[part]
     return tuple(list_part(config))
 
 

@@ -45,7 +45,7 @@ def save_model(
 
     Args:
       folder: made if missing.
-      parts: by name: "vae", "dit", "text".
+      parts: by name: "vae", "dit", "text", and "dit_low" where there are two transformers.
       settings: JSON values that belong to the model as a whole, such as its fps.
       tokenizer: what has `save(path)`, or None.
       dtype: of the floating-point parameters on disk.
@@ -126,7 +126,7 @@ def load_part(
 
     Args:
       folder: a model folder.
-      name: "vae", "dit" or "text".
+      name: "vae", "dit", "dit_low" or "text".
       shapes: nested dict of what the configuration asks for, with `.shape`.
       dtype: of the parameters; None for that of the file.
 

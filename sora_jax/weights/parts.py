@@ -46,6 +46,7 @@ class Parts(NamedTuple):
     Attributes:
       vae: with its statistics.
       dit, text: configuration and parameters.
+      dit_low: parameters of the transformer for low noise, where there are two of one size.
       settings: the rest of model.json.
       tokenizer: file of the tokenizer.
     """
@@ -55,6 +56,7 @@ class Parts(NamedTuple):
     text: tuple[TextConfig, Any]
     settings: dict[str, Any]
     tokenizer: pathlib.Path
+    dit_low: Any | None = None
 
 
 def load_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
@@ -81,10 +83,11 @@ def load_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
             model.settings["fps"],
         )
         dit, text = ((model.configs[part], params[part]) for part in ("dit", "text"))
-        return Parts(vae, dit, text, model.settings, model.tokenizer)
+        return Parts(vae, dit, text, model.settings, model.tokenizer, params.get("dit_low"))
     description = load_description(folder)
     vae, dit, text = (load(folder, dtype) for load in (load_vae, load_dit, load_text))
-    return Parts(vae, dit, text, description, folder / "tokenizer.json")
+    low = _load_low(folder, dit[0], dtype)
+    return Parts(vae, dit, text, description, folder / "tokenizer.json", low)
 
 
 def init_text(config: TextConfig, key: jax.Array) -> dict:
@@ -124,6 +127,19 @@ def load_text(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[TextConfig, Any]:
     """The text encoder of a model folder, as `load_vae` loads."""
     config = _config(TextConfig, _part(folder, "text"), folder)
     return config, _params(folder, "text", init_text, config, dtype)
+
+
+def _load_low(folder: Path, config: DiTConfig, dtype: Dtype) -> Any | None:
+    """The parameters of a transformer for low noise of the same sizes, if there is one."""
+    settings = load_description(folder)["parts"].get("dit_low")
+    if settings is None:
+        return None
+    if _config(DiTConfig, settings, folder) != config:
+        raise ValueError(
+            f"{folder}: the transformers of high and of low noise have different sizes in "
+            "model.json; they are of different models: take both from one"
+        )
+    return _params(folder, "dit_low", init_dit, config, dtype)
 
 
 def check_vocabulary(folder: Path, ids: int, text: TextConfig) -> None:

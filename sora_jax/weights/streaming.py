@@ -21,7 +21,7 @@ def check_part(tensors: Tensors, part: str, config: Any) -> None:
 
     Args:
       tensors: by diffusers' names.
-      part: "vae", "dit" or "text".
+      part: "vae", "dit", "dit_low" or "text".
       config: sizes of the network.
     """
     deep = config.blocks if part == "vae" else config.layers

@@ -1,9 +1,9 @@
 """Folders of open Wan models: of diffusers' pipelines, or of Wan's own repositories.
 
 From either come the settings and the networks that a model folder of ours holds, with the same
-names. The transformer may be in Wan's own layout (config.json and tensors beside it); the VAE, the
-text encoder and the tokenizer are always those of diffusers' folders, because Wan's own
-repositories hold them as pickles.
+names. The transformer may be in Wan's own layout (config.json and tensors beside it, or two folders
+of these, for high and low noise); the VAE, the text encoder and the tokenizer are always those of
+diffusers' folders, because Wan's own repositories hold them as pickles.
 """
 
 import dataclasses
@@ -26,8 +26,12 @@ from sora_jax.weights.wan_config import (
 
 _STEM, _TEXT_STEM = "diffusion_pytorch_model", "model"
 _INDEX = "model_index.json"
-# What Wan's own repositories say only in prose: the shift, and the number of discrete levels.
-_SHIFT, _LEVELS = 5.0, 1000
+# Folders of the transformers in diffusers' layout, and in Wan's own where there are two.
+_DIFFUSERS = {"dit": "transformer", "dit_low": "transformer_2"}
+_ORIGINAL = {"dit": "high_noise_model", "dit_low": "low_noise_model"}
+# What Wan's own repositories say only in prose: the shift, with one transformer and with two, the
+# level between two, and the number of discrete levels.
+_SHIFT, _SHIFT_OF_TWO, _BOUNDARY, _LEVELS = 5.0, 12.0, 0.875, 1000
 _COPY = "shared.weight", "encoder.embed_tokens.weight"
 
 
@@ -35,7 +39,7 @@ class OpenModel(NamedTuple):
     """An open model whose names and shapes are checked, and none of whose numbers are read.
 
     Attributes:
-      configs: sizes of the "vae", "dit" and "text".
+      configs: sizes of the "vae", "dit", "text", and "dit_low" where there are two transformers.
       tensors: of each by diffusers' names.
       settings: what model.json holds besides its parts.
       mean, std: of the channels of latents.
@@ -60,7 +64,8 @@ class OpenModel(NamedTuple):
 
 def is_open_model(folder: pathlib.Path) -> bool:
     """Whether a folder is of diffusers or of Wan, and so for `open_model` to accept or refuse."""
-    return (folder / _INDEX).is_file() or (folder / "config.json").is_file()
+    files = (_INDEX, "config.json", *(f"{name}/config.json" for name in _ORIGINAL.values()))
+    return any((folder / file).is_file() for file in files)
 
 
 def open_model(folder: pathlib.Path) -> OpenModel:
@@ -74,37 +79,49 @@ def open_model(folder: pathlib.Path) -> OpenModel:
         networks are; the message names the file and the remedy.
     """
     original = not (folder / _INDEX).is_file()
+    boundary = None if original else _read_boundary(folder / _INDEX)
     if not original:
-        _check_index(folder / _INDEX)
-    elif read_json(folder / "config.json").get("_class_name") != "WanModel":
-        raise ValueError(
-            f"{folder} is one network and no model; give the folder around it, with {_INDEX}"
-        )
-    dit_folder = folder if original else folder / "transformer"
-    dit = read_dit_config(dit_folder / "config.json")
+        folders = {part: folder / name for part, name in _DIFFUSERS.items()}
+        if boundary is None:
+            del folders["dit_low"]
+        shift = read_shift(folder / "scheduler" / "scheduler_config.json")
+    elif (folder / "config.json").is_file():
+        folders, shift = {"dit": folder}, _SHIFT
+    else:
+        folders = {part: folder / name for part, name in _ORIGINAL.items()}
+        boundary, shift = _BOUNDARY, _SHIFT_OF_TWO
     if original:
+        for at in folders.values():
+            _check_original(at)
         _check_companions(folder)
-    vae, mean, std = read_vae_config(folder / "vae" / "config.json")
-    text = read_text_config(folder / "text_encoder" / "config.json")
+    configs = {part: read_dit_config(at / "config.json") for part, at in folders.items()}
+    folders |= {"vae": folder / "vae", "text": folder / "text_encoder"}
+    configs["vae"], mean, std = read_vae_config(folders["vae"] / "config.json")
+    configs["text"] = read_text_config(folders["text"] / "config.json")
     tokenizer = _find_tokenizer(folder / "tokenizer")
-    shift = _SHIFT if original else read_shift(folder / "scheduler" / "scheduler_config.json")
-    tensors = {
-        "dit": list_tensors(dit_folder, _STEM),
-        "vae": list_tensors(folder / "vae", _STEM),
-        "text": _merge_copies(list_tensors(folder / "text_encoder", _TEXT_STEM)),
-    }
-    if original:
-        tensors["dit"] = _rename(tensors["dit"], folder)
-    configs = {"vae": vae, "dit": dit, "text": text}
+    tensors = {}
+    for part, at in folders.items():
+        tensors[part] = list_tensors(at, _TEXT_STEM if part == "text" else _STEM)
+        if part == "text":
+            tensors[part] = _merge_copies(tensors[part])
+        elif original and part != "vae":
+            tensors[part] = _rename(tensors[part], at)
     for part, config in configs.items():
-        at = {"dit": dit_folder, "vae": folder / "vae", "text": folder / "text_encoder"}[part]
         try:
             check_part(tensors[part], part, config)
         except ValueError as error:
             raise ValueError(
-                f"{at}: {error} (as its config.json has it); download it again, from {REPOSITORY} "
-                "for one"
+                f"{folders[part]}: {error} (as its config.json has it); download it again, from "
+                f"{REPOSITORY} for one"
             ) from error
+    _check_fit(folder, configs)
+    settings = _settings(configs["vae"], shift, boundary)
+    return OpenModel(configs, tensors, settings, mean, std, tokenizer)
+
+
+def _check_fit(folder: pathlib.Path, configs: dict[str, Any]) -> None:
+    """Raises ValueError where networks that are whole by themselves do not fit each other."""
+    vae, dit, text = (configs[part] for part in ("vae", "dit", "text"))
     for what, one, other in (
         ("latent channels", dit.latent_channels, vae.latent_channels),
         ("text features", dit.text_width, text.width),
@@ -114,39 +131,65 @@ def open_model(folder: pathlib.Path) -> OpenModel:
                 f"{folder}: the transformer takes {one} {what} and is given {other}; its parts are "
                 "of different models: take all of them from one"
             )
-    return OpenModel(configs, tensors, _settings(vae, shift), mean, std, tokenizer)
+    if configs.get("dit_low", dit) != dit:
+        raise ValueError(
+            f"{folder}: its transformers of high and of low noise have different sizes; they are "
+            "of different models: take both from one"
+        )
 
 
-def _settings(vae: VAEConfig, shift: float) -> dict[str, Any]:
+def _settings(vae: VAEConfig, shift: float, boundary: float | None) -> dict[str, Any]:
     """How Wan samples; the model with the coarser latents is made for larger and longer clips."""
-    coarse = vae.spatial_stride > 8
+    coarse, two = vae.spatial_stride > 8, boundary is not None
     return {
         "fps": 24.0 if coarse else 16.0,
         "text_length": 512,
         "shift": shift,
         "shift_tokens": None,
         "latent_limit": None,
-        "steps": 50,
-        "guidance": 5.0,
+        "steps": 40 if two else 50,
+        "guidance": {"text": 4.0, "text_low": 3.0} if two else 5.0,
         "solver": "unipc",
-        "size": [1280, 704] if coarse else [832, 480],
+        "size": [1280, 704] if coarse else [1280, 720] if two else [832, 480],
         "frames": 121 if coarse else 81,
         "level_grid": _LEVELS,
+        "boundary": boundary,
     }
 
 
-def _check_index(file: pathlib.Path) -> None:
+def _read_boundary(file: pathlib.Path) -> float | None:
+    """The level between two transformers, of a pipeline's index; None if it has one only.
+
+    Raises:
+      ValueError: a pipeline of another kind.
+    """
     index = read_json(file)
-    if index.get("_class_name") != "WanPipeline":
+    kind, held = index.get("_class_name"), index.get("expand_timesteps")
+    # With a level for each token an image is a frame that is held, and the network is the same.
+    if kind != "WanPipeline" and not (kind == "WanImageToVideoPipeline" and held is True):
         raise ValueError(
-            f"{file} is of a {index.get('_class_name')}, and only a WanPipeline is read; give a "
-            f"text-to-video model such as {REPOSITORY}"
+            f"{file} is of a {kind}, and only a WanPipeline is read, or a WanImageToVideoPipeline "
+            f"with expand_timesteps; give a text-to-video model such as {REPOSITORY}"
         )
-    second = index.get("transformer_2")
-    if second not in (None, [None, None]) or index.get("boundary_ratio") is not None:
+    boundary, second = index.get("boundary_ratio"), index.get("transformer_2")
+    if (boundary is None) != (second in (None, [None, None])):
         raise ValueError(
-            f"{file} has two transformers, one for high and one for low noise, and models here "
-            f"have one; give a model such as {REPOSITORY}"
+            f"{file}: transformer_2 is {second} and boundary_ratio {boundary}; a model has both, "
+            "a second transformer and the level below which it takes over, or neither"
+        )
+    if boundary is not None and (type(boundary) not in (int, float) or not 0 < boundary < 1):
+        raise ValueError(
+            f"{file}: boundary_ratio is {boundary!r}, and must be between 0 and 1; Wan's is "
+            f"{_BOUNDARY}"
+        )
+    return boundary
+
+
+def _check_original(folder: pathlib.Path) -> None:
+    """Raises FileNotFoundError, ValueError unless a folder holds a transformer as Wan has it."""
+    if read_json(folder / "config.json").get("_class_name") != "WanModel":
+        raise ValueError(
+            f"{folder} is one network and no model; give the folder around it, with {_INDEX}"
         )
 
 

@@ -26,8 +26,10 @@ _FIXED_DIT = {
     "added_kv_proj_dim": None,
     "pos_embed_seq_len": None,
 }
-_FIXED_ORIGINAL = {"model_type": "t2v", "eps": 1e-6, "text_len": 512}
-_FIXED_VAE = {"attn_scales": [], "is_residual": False}
+_FIXED_ORIGINAL = {"eps": 1e-6, "text_len": 512}
+# Of text, and of text with an image as a first frame that is held: the same network.
+_ORIGINAL_TYPES = ("t2v", "ti2v")
+_FIXED_VAE = {"attn_scales": []}
 _FIXED_TEXT = {
     "model_type": "umt5",
     "feed_forward_proj": "gated-gelu",
@@ -63,6 +65,11 @@ def read_dit_config(file: pathlib.Path) -> DiTConfig:
     kind = config.get("_class_name")
     if kind == "WanModel":
         _check_fixed(config, _FIXED_ORIGINAL, file)
+        if config.get("model_type") not in _ORIGINAL_TYPES:
+            raise ValueError(
+                f"{file}: model_type is {config.get('model_type')!r}, and the networks here are "
+                f"of {' or '.join(_ORIGINAL_TYPES)}; {_INSTEAD}"
+            )
         names = ("dim", "num_layers", "num_heads", "ffn_dim", "in_dim", "out_dim", "freq_dim")
         width, layers, heads, mlp, channels, out, time = (_count(config, n, file) for n in names)
         patch, text_width = (1, 2, 2), 4096
@@ -104,6 +111,9 @@ def read_vae_config(file: pathlib.Path) -> tuple[VAEConfig, list[float], list[fl
     temporal = _tuple(config, "temperal_downsample", file)
     if not all(isinstance(value, bool) for value in temporal):
         raise ValueError(f"{file}: temperal_downsample {list(temporal)} must be true or false each")
+    shortcuts = config.get("is_residual", False)
+    if not isinstance(shortcuts, bool):
+        raise ValueError(f"{file}: is_residual is {shortcuts!r}, and must be true or false")
     vae = _make(
         VAEConfig,
         file,
@@ -114,6 +124,7 @@ def read_vae_config(file: pathlib.Path) -> tuple[VAEConfig, list[float], list[fl
         temporal,
         channels,
         patch,
+        shortcuts,
     )
     mean, std = (_numbers(config, name, channels, file) for name in ("latents_mean", "latents_std"))
     if min(std) <= 0:

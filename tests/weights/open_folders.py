@@ -3,8 +3,10 @@
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PIPELINE = GOLDEN / "pipeline"
@@ -18,6 +20,40 @@ def copy_pipeline(folder: pathlib.Path) -> pathlib.Path:
 
 def edit_json(file: pathlib.Path, **changes) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def copy_ti2v(folder: pathlib.Path) -> pathlib.Path:
+    """The golden pipeline as one of TI2V 5B's kind."""
+    copy_pipeline(folder)
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(GOLDEN / "vae_2.2", folder / "vae")
+    edit_json(folder / "model_index.json", expand_timesteps=True)
+    return folder
+
+
+def copy_experts(folder: pathlib.Path) -> pathlib.Path:
+    """The golden pipeline with a second transformer: its own with each tensor turned round."""
+    copy_pipeline(folder)
+    add_second(
+        folder, lambda tensors: tensors.update({k: x[::-1] for k, x in tensors.items()}), 0.875
+    )
+    edit_json(folder / "scheduler" / "scheduler_config.json", flow_shift=12.0)
+    return folder
+
+
+def add_second(folder: pathlib.Path, edit: Callable[[dict], None], boundary: float) -> None:
+    """Gives a pipeline a second transformer, the first one's tensors after `edit`, in one file."""
+    tensors = {}
+    for file in (folder / "transformer").glob("*.safetensors"):
+        tensors |= load_file(file)
+    edit(tensors)
+    second = folder / "transformer_2"
+    second.mkdir()
+    shutil.copy(folder / "transformer" / "config.json", second)
+    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    save_file(tensors, second / "diffusion_pytorch_model.safetensors")
+    kind = ["diffusers", "WanTransformer3DModel"]
+    edit_json(folder / "model_index.json", transformer_2=kind, boundary_ratio=boundary)
 
 
 def load_layout(part: str) -> tuple[dict, dict[str, tuple[int, ...]]]:
