@@ -294,15 +294,9 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
     vae, (dit_config, dit_params), (text_config, text_params) = parts.vae, parts.dit, parts.text
     params = {"vae": vae.params, "dit": dit_params, "text": text_params}
     tokenizer = Tokenizer.from_file(parts.tokenizer)
-    settings = read_settings(parts.settings, folder)
-    _check_parts(folder, vae, dit_config, text_config)
     if parts.dit_low is not None:
         params[LOW] = parts.dit_low
-    if (settings.boundary is None) != (LOW not in params):
-        raise ValueError(
-            f"{folder}: the boundary between two transformers is {settings.boundary}, and the "
-            f"parts are {sorted(params)}; a model has both, the level and {LOW!r}, or neither"
-        )
+    _check_parts(folder, vae, dit_config, text_config)
     check_vocabulary(folder, tokenizer.vocabulary, text_config)
     return Model(
         vae.config,
@@ -312,7 +306,7 @@ def load(source: str | pathlib.Path | None = None, *, dtype: str = "float32") ->
         jnp.asarray(vae.mean),
         jnp.asarray(vae.std),
         tokenizer,
-        settings,
+        read_settings(parts.settings, folder),
     )
 
 

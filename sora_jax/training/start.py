@@ -10,7 +10,7 @@ from flax import linen as nn
 from sora_jax.models.dit import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
-from sora_jax.weights.model_folder import find_model
+from sora_jax.weights.model_folder import find_model, load_description
 from sora_jax.weights.parts import load_dit, load_text, load_vae
 
 
@@ -52,6 +52,11 @@ def start_of_dit(folder: str, config: DiTConfig, text_config: TextConfig | None)
     """
     if not folder:
         return None
+    if "dit_low" in load_description(find_model(folder)).get("parts", {}):
+        raise ValueError(
+            f"config.init={folder} holds two transformers, for high and for low noise, and a run "
+            "trains one for all levels; give a model of one"
+        )
     found, params = load_dit(find_model(folder))
     _check_same(folder, "transformer", "dit", found, config)
     start = {"dit": params}

@@ -85,8 +85,9 @@ def load_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
         dit, text = ((model.configs[part], params[part]) for part in ("dit", "text"))
         return Parts(vae, dit, text, model.settings, model.tokenizer, params.get("dit_low"))
     description = load_description(folder)
+    two = _has_two(folder, description)
     vae, dit, text = (load(folder, dtype) for load in (load_vae, load_dit, load_text))
-    low = _load_low(folder, dit[0], dtype)
+    low = _params(folder, "dit_low", init_dit, dit[0], dtype) if two else None
     return Parts(vae, dit, text, description, folder / "tokenizer.json", low)
 
 
@@ -129,17 +130,20 @@ def load_text(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[TextConfig, Any]:
     return config, _params(folder, "text", init_text, config, dtype)
 
 
-def _load_low(folder: Path, config: DiTConfig, dtype: Dtype) -> Any | None:
-    """The parameters of a transformer for low noise of the same sizes, if there is one."""
-    settings = load_description(folder)["parts"].get("dit_low")
-    if settings is None:
-        return None
-    if _config(DiTConfig, settings, folder) != config:
+def _has_two(folder: Path, description: dict[str, Any]) -> bool:
+    """Whether a model has a second transformer, for low noise; raises ValueError if by half."""
+    parts, boundary = description.get("parts", {}), description.get("boundary")
+    if (boundary is None) != ("dit_low" not in parts):
+        raise ValueError(
+            f"{folder}: the boundary between two transformers is {boundary}, and the parts are "
+            f"{sorted(parts)}; a model has both, the level and 'dit_low', or neither"
+        )
+    if boundary is not None and parts["dit_low"] != _part(folder, "dit"):
         raise ValueError(
             f"{folder}: the transformers of high and of low noise have different sizes in "
             "model.json; they are of different models: take both from one"
         )
-    return _params(folder, "dit_low", init_dit, config, dtype)
+    return boundary is not None
 
 
 def check_vocabulary(folder: Path, ids: int, text: TextConfig) -> None:

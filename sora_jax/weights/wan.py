@@ -18,6 +18,7 @@ from sora_jax.weights.streaming import check_part
 from sora_jax.weights.tensor_files import Stored, are_equal, list_tensors, read_json
 from sora_jax.weights.wan_config import (
     REPOSITORY,
+    REPOSITORY_TI2V,
     read_dit_config,
     read_shift,
     read_text_config,
@@ -79,21 +80,7 @@ def open_model(folder: pathlib.Path) -> OpenModel:
         networks are; the message names the file and the remedy.
     """
     original = not (folder / _INDEX).is_file()
-    boundary = None if original else _read_boundary(folder / _INDEX)
-    if not original:
-        folders = {part: folder / name for part, name in _DIFFUSERS.items()}
-        if boundary is None:
-            del folders["dit_low"]
-        shift = read_shift(folder / "scheduler" / "scheduler_config.json")
-    elif (folder / "config.json").is_file():
-        folders, shift = {"dit": folder}, _SHIFT
-    else:
-        folders = {part: folder / name for part, name in _ORIGINAL.items()}
-        boundary, shift = _BOUNDARY, _SHIFT_OF_TWO
-    if original:
-        for at in folders.values():
-            _check_original(at)
-        _check_companions(folder)
+    folders, shift, boundary = (_find_original if original else _find_diffusers)(folder)
     configs = {part: read_dit_config(at / "config.json") for part, at in folders.items()}
     folders |= {"vae": folder / "vae", "text": folder / "text_encoder"}
     configs["vae"], mean, std = read_vae_config(folders["vae"] / "config.json")
@@ -117,6 +104,29 @@ def open_model(folder: pathlib.Path) -> OpenModel:
     _check_fit(folder, configs)
     settings = _settings(configs["vae"], shift, boundary)
     return OpenModel(configs, tensors, settings, mean, std, tokenizer)
+
+
+def _find_diffusers(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], float, float | None]:
+    """Folders of the transformers, the shift, and the level between two, of a pipeline."""
+    boundary = _read_boundary(folder / _INDEX)
+    names = {part: folder / name for part, name in _DIFFUSERS.items()}
+    if boundary is None:
+        del names["dit_low"]
+    return names, read_shift(folder / "scheduler" / "scheduler_config.json"), boundary
+
+
+def _find_original(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], float, float | None]:
+    """The same of a folder in Wan's own layout, which has nothing of it but the transformers."""
+    two = not (folder / "config.json").is_file()
+    names = {part: folder / name for part, name in _ORIGINAL.items()} if two else {"dit": folder}
+    for at in names.values():
+        config = read_json(at / "config.json")
+        if config.get("_class_name") != "WanModel":
+            raise ValueError(
+                f"{at} is one network and no model; give the folder around it, with {_INDEX}"
+            )
+    _check_companions(folder, REPOSITORY_TI2V if config.get("model_type") == "ti2v" else REPOSITORY)
+    return (names, _SHIFT_OF_TWO, _BOUNDARY) if two else (names, _SHIFT, None)
 
 
 def _check_fit(folder: pathlib.Path, configs: dict[str, Any]) -> None:
@@ -185,22 +195,14 @@ def _read_boundary(file: pathlib.Path) -> float | None:
     return boundary
 
 
-def _check_original(folder: pathlib.Path) -> None:
-    """Raises FileNotFoundError, ValueError unless a folder holds a transformer as Wan has it."""
-    if read_json(folder / "config.json").get("_class_name") != "WanModel":
-        raise ValueError(
-            f"{folder} is one network and no model; give the folder around it, with {_INDEX}"
-        )
-
-
-def _check_companions(folder: pathlib.Path) -> None:
+def _check_companions(folder: pathlib.Path, repository: str) -> None:
     """Raises FileNotFoundError where a folder in Wan's layout lacks what it holds as pickles."""
     missing = [n for n in ("vae", "text_encoder", "tokenizer") if not (folder / n).is_dir()]
     if missing:
         pickles = sorted(file.name for file in folder.glob("*.pth"))
         instead = f" ({', '.join(pickles)} are pickles and not read)" if pickles else ""
         raise FileNotFoundError(
-            f"{folder} lacks the folders {', '.join(missing)}{instead}; copy them from {REPOSITORY}"
+            f"{folder} lacks the folders {', '.join(missing)}{instead}; copy them from {repository}"
         )
 
 

@@ -13,6 +13,7 @@ from sora_jax.models.vae import VAEConfig
 from sora_jax.weights.tensor_files import read_json
 
 REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+REPOSITORY_TI2V = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 _INSTEAD = f"give a text-to-video model such as {REPOSITORY}"
 # Beyond any size of a network; what is larger is no configuration but a mistake.
 _LARGEST = 2**20

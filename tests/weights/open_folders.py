@@ -57,7 +57,7 @@ def add_second(folder: pathlib.Path, edit: Callable[[dict], None], boundary: flo
 
 
 def load_layout(part: str) -> tuple[dict, dict[str, tuple[int, ...]]]:
-    """Configuration and shapes of a published model: "1.3b", "14b", "5b", "vae" or "text"."""
+    """Configuration and shapes of what is published, by its name in layouts.json."""
     stored = json.loads((GOLDEN / "layouts.json").read_text())[part]
     shapes = {}
     for pattern, (shape, count) in stored["tensors"].items():
@@ -79,19 +79,33 @@ def write_sparse(file: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype="
 
 
 def write_published(folder: pathlib.Path, size: str) -> pathlib.Path:
-    """A diffusers folder of a published model in sparse files, with the golden tokenizer."""
+    """A diffusers folder of a published model in sparse files, with the golden tokenizer.
+
+    `size` is "1.3b", "14b", "5b", or "a14b" for two experts.
+    """
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(PIPELINE / name, folder / name)
     shutil.copy(PIPELINE / "model_index.json", folder)
-    kinds = {size: "WanTransformer3DModel", "vae": "AutoencoderKLWan", "text": None}
-    for part, kind in kinds.items():
-        name = {"vae": "vae", "text": "text_encoder"}.get(part, "transformer")
+    network = ("14b" if size == "a14b" else size, "WanTransformer3DModel")
+    vae = "vae_2.2" if size == "5b" else "vae"
+    parts = {
+        "transformer": network,
+        "vae": (vae, "AutoencoderKLWan"),
+        "text_encoder": ("text", None),
+    }
+    if size == "a14b":
+        parts["transformer_2"] = network
+        second = ["diffusers", "WanTransformer3DModel"]
+        edit_json(folder / "model_index.json", transformer_2=second, boundary_ratio=0.875)
+    if size == "5b":
+        edit_json(folder / "model_index.json", expand_timesteps=True)
+    for name, (part, kind) in parts.items():
         stem = "model" if part == "text" else "diffusion_pytorch_model"
         config, shapes = load_layout(part)
         (folder / name).mkdir()
         named = {"_class_name": kind} if kind else {}
         (folder / name / "config.json").write_text(json.dumps({**config, **named}))
-        if part == "vae":
+        if name == "vae":
             write_sparse(folder / name / f"{stem}.safetensors", shapes, "F32")
             continue
         places = {

@@ -10,6 +10,7 @@ import pytest
 
 import sora_jax
 from sora_jax.diffusion.conditioning import Given
+from sora_jax.training.start import start_of_dit
 from sora_jax.weights.__main__ import export, import_open
 from tests.weights.open_folders import GOLDEN, PROMPT, STEPS, copy_experts, copy_ti2v
 from tests.weights.test_open_parity import padded, psnr, sample
@@ -116,13 +117,28 @@ def test_a_model_folder_of_two_experts_is_whole_or_refused(experts_folder, tmp_p
             sora_jax.load(tmp_path)
 
     parts = whole["parts"]
-    refused("has both, the level and 'dit_low', or neither", boundary=None, guidance=4.0)
+    refused("is None, and the parts .* has both, the level and 'dit_low', or nei", boundary=None)
     one = {name: part for name, part in parts.items() if name != "dit_low"}
     refused("is 0.875, and the parts are .'dit', 'text', 'vae'.", parts=one)
-    refused("guidance 3.0 at low noise is for models of two", boundary=None)
-    refused("boundary 875 must be a level between 0 and 1", boundary=875)
     unlike = {**parts, "dit_low": {**parts["dit_low"], "layers": 1}}
     refused("of high and of low noise have different sizes", parts=unlike)
+
+
+def test_an_edit_below_the_boundary_needs_one_expert_only(experts):
+    """The other is not so much as looked up, and so need not be in memory."""
+    video = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
+    only = {name: part for name, part in experts.params.items() if name != "dit"}
+    low = dataclasses.replace(experts, params=only)
+    edits = [sora_jax.edit(model, video, PROMPT, 0.3, steps=3) for model in (experts, low)]
+    np.testing.assert_array_equal(*edits)
+    with pytest.raises(KeyError, match="dit"):
+        sora_jax.edit(low, video, PROMPT, 0.9, steps=3)
+
+
+def test_training_takes_one_transformer(experts, experts_folder, tmp_path):
+    import_open(str(experts_folder), str(tmp_path))
+    with pytest.raises(ValueError, match=r"holds two transformers, .* a run trains one"):
+        start_of_dit(str(tmp_path), experts.dit_config, None)
 
 
 def test_what_rolls_along_needs_one_network(experts):
