@@ -65,6 +65,9 @@ DRAFT = flags.DEFINE_string(
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise: the same seed makes the same video.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "How strongly the prompt is followed.")
+GUIDANCE_LOW = flags.DEFINE_float(
+    "guidance_low", None, "The same of the second of two transformers, for low noise."
+)
 GIVEN_GUIDANCE = flags.DEFINE_float(
     "given_guidance", None, "How strongly given frames are followed; as the model says if left out."
 )
@@ -112,6 +115,7 @@ def parse_guidance(default):
     """The guidance that the flags ask for; None if they ask for nothing."""
     changes = {
         "text": GUIDANCE.value,
+        "text_low": GUIDANCE_LOW.value,
         "given": GIVEN_GUIDANCE.value,
         "rescale": GUIDANCE_RESCALE.value,
     }
@@ -124,6 +128,8 @@ def parse_guidance(default):
                 f"--guidance_interval={given} is not LOW,HIGH such as 0.1,0.9"
             ) from None
     changes = {name: value for name, value in changes.items() if value is not None}
+    if "text" in changes:  # of both transformers, unless the second has its own
+        changes.setdefault("text_low", None)
     return dataclasses.replace(default, **changes) if changes else None
 
 

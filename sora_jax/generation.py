@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sora_jax.diffusion.flow import clean_from_velocity, expand, told_levels
 from sora_jax.diffusion.guidance import Scales, Told, guide, is_inside, restore_spread
 from sora_jax.diffusion.ring import over_windows
-from sora_jax.diffusion.solvers import Step, limit_range, solve
+from sora_jax.diffusion.solvers import Last, Step, limit_range, solve
 from sora_jax.models.dit import DiT, DiTConfig, Text, TextReader
 from sora_jax.models.image import ImageConfig, ImageEncoder
 from sora_jax.models.pixels import to_float
@@ -133,9 +133,10 @@ def generate(
     hidden: jax.Array | None,
     scales: Scales,
     seen: Seen | None = None,
+    last: Last | None = None,
     *,
     program: Program,
-) -> jax.Array:
+) -> tuple[jax.Array, Last]:
     """Takes noisy latents from the first to the last of the levels.
 
     Args:
@@ -147,6 +148,7 @@ def generate(
         when it is not told of them; None if it always is.
       scales: of guidance.
       seen: of images, in a model with image channels.
+      last: see `diffusion.solvers.solve`, as is what comes back.
       program: what to compile.
     """
     batch, told, dtype = x.shape[0], program.told, compute_dtype(params)
@@ -205,6 +207,7 @@ def generate(
         known=known,
         ceilings=ceilings,
         circular=program.ring > 0,
+        last=last,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sora_jax import generation, image_prompt
 from sora_jax.diffusion.conditioning import Given, lay
+from sora_jax.diffusion.experts import LOW, split
 from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
 from sora_jax.diffusion.settings import ModelSettings, read_settings
@@ -29,7 +30,7 @@ from sora_jax.weights.lora_folder import find_adapted
 from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import Parts, check_vocabulary, open_parts
 from sora_jax.weights.tensor_files import as_dtype
-from sora_jax.weights.wan import OWN_SETTINGS
+from sora_jax.weights.wan_settings import OWN_SETTINGS
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
@@ -47,8 +48,8 @@ class Model:
 
     Attributes:
       vae_config, dit_config, text_config: sizes.
-      params: {"vae", "dit", "text"}, and "image" with an image encoder; of an `InTurn`, one at a
-        time is in memory.
+      params: {"vae", "dit", "text"}, "dit_low" in a model of two transformers, and "image" with an
+        image encoder; of an `InTurn`, one at a time is in memory.
       latent_mean, latent_std: [C], of the VAE's latents.
       tokenizer: of prompts.
       settings: defaults of sampling, and what training fixed.
@@ -125,7 +126,8 @@ class Model:
           seed: of the noise; the same arguments give the same video.
           steps: of the solver.
           guidance: how strongly the prompt is followed, 1 is no guidance; or a `Guidance`, which
-            also says how strongly given frames are, and where on the path.
+            also says how strongly given frames are, where on the path, and how strongly the second
+            of two transformers follows the prompt.
           solver: "euler", "heun", "deis" or "unipc".
           negative: a prompt that guidance leads away from, one for all; '' for none in particular.
           given: latents that the clip has or starts from, see `sora_jax.prompting`.
@@ -252,23 +254,27 @@ class Model:
           ring: see `generation.Program`.
           seen: of `look`.
         """
-        guidance = settings.guidance
-        by_frames = guidance.given != 1 and hidden is not None
-        program = generation.Program(
-            self.dit_config,
-            SOLVERS[settings.solver],
-            settings.latent_limit,
-            tellings(text=guidance.text != 1, given=by_frames),
-            guidance.has_interval,
-            guidance.rescale > 0,
-            ring,
-            settings.level_grid,
-        )
         # The schedule of a ring is that of its windows.
-        scales = as_scales(guidance, self.shift((ring or x.shape[1], *x.shape[2:])))
-        hidden = hidden if by_frames else None
-        arrays = text, x, levels, known, ceilings, hidden, scales, seen
-        return self._finish(generation.generate(self.params["dit"], *arrays, program=program))
+        shift = self.shift((ring or x.shape[1], *x.shape[2:]))
+        last = None
+        for part, stretch, guidance in split(levels, settings):
+            by_frames = guidance.given != 1 and hidden is not None
+            program = generation.Program(
+                self.dit_config,
+                SOLVERS[settings.solver],
+                settings.latent_limit,
+                tellings(text=guidance.text != 1, given=by_frames),
+                guidance.has_interval,
+                guidance.rescale > 0,
+                ring,
+                settings.level_grid,
+            )
+            told = hidden if by_frames else None
+            scales = as_scales(guidance, shift)
+            arrays = text, x, stretch, known, ceilings, told, scales, seen, last
+            made = generation.generate(self.params[part], *arrays, program=program)
+            x, last = self._finish(made)
+        return x
 
     def look(self, images: Mapping[int, np.ndarray], frames: int) -> generation.Seen:
         """What the transformer sees of images by their frames, in a clip of so many frames."""
@@ -357,6 +363,11 @@ def load(
         folder, lora = adapted.base, adapted.file
     parts = open_parts(folder, kept)
     if lora is not None:
+        if LOW in parts.configs:
+            raise ValueError(
+                f"{folder} has two transformers, for high and for low noise, and the adapters of "
+                f"{lora} are for the only one of a model; leave them out, or give their model"
+            )
         check_lora(lora, parts.configs["dit"])
         if kept == np.int8:
             raise ValueError(

@@ -220,6 +220,7 @@ def test_train_refuses(tmp_path, arguments, message):
         (["--prompt=a", "--guidance_interval=low,high"], "is not LOW,HIGH such as"),
         (["--prompt=a", "--guidance_interval=0.5"], "must be two shares"),
         (["--prompt=a", "--guidance=-1"], "guidance -1.0"),
+        (["--prompt=a", "--guidance_low=3"], "for models of two transformers, and this has one"),
         (["--prompt=a", "--fps=nan"], "--fps=nan"),
         (["--prompt=a", "--loop", "--output=OUT/a.png"], "makes a video"),
         (["--prompt=a", "--keyframe=later:a.png"], "is not SECONDS:FILE"),

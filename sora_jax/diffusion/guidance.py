@@ -29,6 +29,8 @@ class Guidance:
         there is guidance (arXiv 2404.07724). Outside it the network is asked once a step only.
       rescale: how far a clip's standard deviation, which guidance enlarges, is brought back to that
         of the prediction without guidance, 0 to 1 (arXiv 2305.08891).
+      text_low: `text` of the network for low noise in a model of two, see `experts`; None for the
+        same as of the other.
 
     Raises:
       ValueError: a scale that is negative or not finite, or shares outside [0, 1].
@@ -38,19 +40,25 @@ class Guidance:
     given: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
+    text_low: float | None = None
 
     def __post_init__(self):
         try:
             object.__setattr__(self, "interval", tuple(float(share) for share in self.interval))
             numbers = float(self.text), float(self.given), float(self.rescale)
+            low = None if self.text_low is None else float(self.text_low)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{self.text}, {self.given}, {self.interval} and {self.rescale} are no guidance: "
                 "three numbers, and an interval of two"
             ) from error
-        for field, number in zip(("text", "given", "rescale"), numbers):
+        for field, number in zip(("text", "given", "rescale", "text_low"), (*numbers, low)):
             object.__setattr__(self, field, number)
-        for name, value in (("guidance", self.text), ("guidance by given frames", self.given)):
+        for name, value in (
+            ("guidance", self.text),
+            ("guidance by given frames", self.given),
+            ("guidance at low noise", self.text if low is None else low),
+        ):
             if not (0 <= value < 1000 and math.isfinite(value)):
                 raise ValueError(f"{name} {value} is out of range; use 1 to 20")
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
@@ -64,6 +72,11 @@ class Guidance:
     @property
     def has_interval(self) -> bool:
         return self.interval != (0.0, 1.0)
+
+    def at_low_noise(self) -> "Guidance":
+        """That of the network for low noise."""
+        text = self.text if self.text_low is None else self.text_low
+        return dataclasses.replace(self, text=text, text_low=None)
 
 
 # A step that begins at the very edge of the interval is inside, whatever way that is rounded.

@@ -25,6 +25,8 @@ class ModelSettings:
       size, frames: default (width, height) and length.
       level_grid: number of discrete levels that the model was trained at, 1000 for Wan: the network
         is told levels rounded down to them, see also `solvers.schedule`. None for all levels.
+      boundary: the level below which a second network takes over, see `experts`; None where there
+        is no second.
 
     Raises:
       ValueError: a value that nothing can be sampled with.
@@ -42,6 +44,7 @@ class ModelSettings:
     frames: int
     level_grid: int | None = None
     negative: str = ""
+    boundary: float | None = None
 
     def __post_init__(self):
         optional = ("shift_tokens", "latent_limit", "level_grid")
@@ -61,10 +64,18 @@ class ModelSettings:
             object.__setattr__(self, "guidance", Guidance(**parts))
         if not isinstance(self.negative, str):
             raise ValueError(f"the negative prompt is {self.negative!r}: give one text for all")
-        if self.negative and self.guidance.text == 1:
+        scales = {self.guidance.text, self.guidance.at_low_noise().text}
+        if self.negative and scales == {1}:
             raise ValueError(
                 "a negative prompt is what guidance by the prompt leads away from, and there is "
                 "none at 1: ask for guidance of more, such as 5, or for the negative prompt ''"
+            )
+        if self.boundary is not None and not 0 < self.boundary < 1:
+            raise ValueError(f"boundary {self.boundary} must be a level between 0 and 1")
+        if self.boundary is None and self.guidance.text_low is not None:
+            raise ValueError(
+                f"guidance {self.guidance.text_low} at low noise is for models of two "
+                "transformers, and this has one; leave it out"
             )
         if len(self.size) != 2:
             raise ValueError(f"size {self.size} must be (width, height), such as (96, 64)")
@@ -78,11 +89,12 @@ class ModelSettings:
     def override(self, **values: Any) -> "ModelSettings":
         """These settings with the given ones in their place; None leaves one as it is.
 
-        A number as guidance changes that by the prompt, and leaves the rest of it.
+        A number as guidance changes that by the prompt, at all levels, and leaves the rest of it.
         """
         given = {name: value for name, value in values.items() if value is not None}
         if not isinstance(given.get("guidance", self.guidance), Guidance):
-            given["guidance"] = dataclasses.replace(self.guidance, text=given["guidance"])
+            changes = {"text": given["guidance"], "text_low": None}
+            given["guidance"] = dataclasses.replace(self.guidance, **changes)
         return dataclasses.replace(self, **given)
 
 

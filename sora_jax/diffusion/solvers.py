@@ -200,7 +200,8 @@ def solve(
     known: jax.Array | None = None,
     ceilings: jax.Array | None = None,
     circular: bool = False,
-) -> jax.Array:
+    last: Last | None = None,
+) -> tuple[jax.Array, Last]:
     """Takes latents from the first of the levels to the last.
 
     Args:
@@ -212,9 +213,11 @@ def solve(
       ceilings: [B, T], the highest level of each frame, see `diffusion.conditioning`; None for 1.
       circular: whether the last frame is followed by the first, with nothing given: each step sees
         the ring cut open at another place, so that it has no seam.
+      last: what came back with x where it is taken on from there; None at the beginning.
 
     Returns:
-      float32 [B, T, h, w, C]; frames whose ceiling is 0 equal `known` exactly.
+      float32 [B, T, h, w, C], of which frames whose ceiling is 0 equal `known` exactly; and what
+      the next steps need to know of these.
     """
     if ceilings is None:
         ceilings, known = jnp.ones(x.shape[:2]), jnp.zeros_like(x)
@@ -234,10 +237,10 @@ def solve(
     pairs = jnp.stack([levels[:-1], levels[1:]], axis=1)
     # Steps of the golden ratio: cuts lie far apart from one step to the next, and everywhere.
     cuts = jnp.floor(jnp.arange(len(pairs)) * 0.618034 % 1.0 * x.shape[1]).astype(jnp.int32)
-    none, start = jnp.zeros_like(x), jnp.minimum(levels[0], ceilings)
-    last = Last(none, start, none, none, start)
-    (x, _), _ = jax.lax.scan(body, (x, last), (pairs, cuts))
-    return x
+    if last is None:
+        none, start = jnp.zeros_like(x), jnp.minimum(levels[0], ceilings)
+        last = Last(none, start, none, none, start)
+    return jax.lax.scan(body, (x, last), (pairs, cuts))[0]
 
 
 @jax.jit

@@ -123,7 +123,7 @@ def sample_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Wor
     levels = jax.ShapeDtypeStruct((2,), jnp.float32, sharding=everywhere)
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     scales = Scales(*(number for _ in Scales._fields))
-    step = jax.jit(functools.partial(generate.__wrapped__, program=program))
+    step = jax.jit(lambda *arguments: generate.__wrapped__(*arguments, program=program)[0])
     seen, looked = _seen(sizes, everywhere)
     arguments = (params, text, x, levels, None, None, None, scales, seen)
     shape = sizes.tokens, sizes.words, sizes.latents[0], looked

@@ -29,7 +29,8 @@ from sora_jax.weights.lora_folder import find_adapted
 from sora_jax.weights.model_folder import Part, find_model, load_description, save_model
 from sora_jax.weights.parts import check_vocabulary
 from sora_jax.weights.tensor_files import as_dtype
-from sora_jax.weights.wan import OWN_SETTINGS, is_open_model, open_model
+from sora_jax.weights.wan import is_open_model, open_model
+from sora_jax.weights.wan_settings import OWN_SETTINGS
 
 
 def export(source: str, output: str, *, lora: str | None = None) -> None:

@@ -158,10 +158,11 @@ def _save(params: Mapping[str, Any], entries: list[_Entry]) -> dict[str, np.ndar
 
 @functools.cache
 def list_entries(part: str, config: Any) -> tuple[_Entry, ...]:
-    """All parameters of a "vae", "dit", "text" or "image", and which tensors they are made of."""
+    """All parameters of a part of a model, and which tensors they are made of."""
     list_part = {
         "vae": _vae_entries,
         "dit": _dit_entries,
+        "dit_low": _dit_entries,
         "text": _text_entries,
         "image": _image_entries,
     }[part]

@@ -21,7 +21,7 @@ from sora_jax.weights.diffusers import check_shapes, list_entries
 from sora_jax.weights.model_folder import load_description
 from sora_jax.weights.settings import from_settings
 from sora_jax.weights.tensor_files import INDEX, Stored, list_tensors, read_tensor, write_tensors
-from sora_jax.weights.wan import OWN_SETTINGS
+from sora_jax.weights.wan_settings import OWN_SETTINGS
 
 _CONFIGS = {"vae": VAEConfig, "dit": DiTConfig, "text": TextConfig}
 # Folder and stem of the files of each part.

@@ -81,7 +81,10 @@ def find_adapted(folder: pathlib.Path) -> Adapted | None:
     description = folder / "model.json"
     if not description.is_file():
         return None
-    said = read_json(description)
+    try:
+        said = read_json(description)
+    except ValueError:  # of no kind: whoever reads it as a model says so
+        return None
     if said.get("format") != LORA_FORMAT:
         return None
     base = pathlib.Path(str(said.get("base")))

@@ -47,7 +47,7 @@ def save_model(
 
     Args:
       folder: made if missing.
-      parts: by name: "vae", "dit", "text", "image".
+      parts: by name: "vae", "dit", "text", "dit_low" where there are two transformers, and "image".
       settings: JSON values that belong to the model as a whole, such as its fps.
       tokenizer: what has `save(path)`, or None.
       dtype: of the floating-point parameters on disk.
@@ -137,7 +137,7 @@ def load_part(
 
     Args:
       folder: a model folder.
-      name: "vae", "dit", "text" or "image".
+      name: "vae", "dit", "dit_low", "text" or "image".
       shapes: nested dict of what the configuration asks for, with `.shape`.
       dtype: of the parameters; None for that of the file; int8 for QArrays among them, see
         `weights.int8`.

@@ -46,7 +46,8 @@ class Parts:
     """All that a model is made of, with none of its parameters read.
 
     Attributes:
-      configs: sizes of the "vae", "dit", "text", and "image" where there is an image encoder.
+      configs: sizes of the "vae", "dit", "text", of the transformer for low noise, "dit_low", where
+        there are two of one size, and of the "image" encoder where there is one.
       mean, std: float32 [C], of the latents.
       settings: the rest of model.json.
       tokenizer: file of the tokenizer.
@@ -81,13 +82,16 @@ def open_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
 
         mean, std = np.float32(model.mean), np.float32(model.std)
         return Parts(model.configs, mean, std, model.settings, model.tokenizer, load_open)
+    description = load_description(folder)
     vae, mean, std, _ = _read_vae(folder)
     configs = {
         "vae": vae,
         "dit": _config(DiTConfig, _part(folder, "dit"), folder),
         "text": _config(TextConfig, _part(folder, "text"), folder),
     }
-    if "image" in load_description(folder)["parts"]:
+    if _has_two(folder, description):
+        configs["dit_low"] = configs["dit"]
+    if "image" in description["parts"]:
         configs["image"] = _config(ImageConfig, _part(folder, "image"), folder)
     shapes = {name: _shapes(_INITS[name], config) for name, config in configs.items()}
     for name in configs:
@@ -96,7 +100,6 @@ def open_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
     def load(part: str, place: Callable[[Any], Any]) -> Any:
         return load_part(folder, part, shapes[part], dtype, place)
 
-    description = load_description(folder)
     return Parts(configs, mean, std, description, folder / "tokenizer.json", load)
 
 
@@ -105,7 +108,13 @@ def init_text(config: TextConfig, key: jax.Array) -> dict:
     return TextEncoder(config).init(key, jnp.ones((1, 1), jnp.int32))["params"]
 
 
-_INITS = {"vae": init_vae, "dit": init_dit, "text": init_text, "image": init_image}
+_INITS = {
+    "vae": init_vae,
+    "dit": init_dit,
+    "dit_low": init_dit,
+    "text": init_text,
+    "image": init_image,
+}
 
 
 def load_vae(folder: Path) -> LoadedVAE:
@@ -140,6 +149,22 @@ def load_text(folder: Path) -> tuple[TextConfig, Any]:
     """The text encoder of a model folder, as `load_vae` loads."""
     config = _config(TextConfig, _part(folder, "text"), folder)
     return config, load_part(folder, "text", _shapes(init_text, config))
+
+
+def _has_two(folder: Path, description: dict[str, Any]) -> bool:
+    """Whether a model has a second transformer, for low noise; raises ValueError if by half."""
+    parts, boundary = description.get("parts", {}), description.get("boundary")
+    if (boundary is None) != ("dit_low" not in parts):
+        raise ValueError(
+            f"{folder}: the boundary between two transformers is {boundary}, and the parts are "
+            f"{sorted(parts)}; a model has both, the level and 'dit_low', or neither"
+        )
+    if boundary is not None and parts["dit_low"] != _part(folder, "dit"):
+        raise ValueError(
+            f"{folder}: the transformers of high and of low noise have different sizes in "
+            "model.json; they are of different models: take both from one"
+        )
+    return boundary is not None
 
 
 def check_vocabulary(folder: Path, ids: int, text: TextConfig) -> None:

@@ -22,7 +22,7 @@ def check_part(tensors: Tensors, part: str, config: Any) -> None:
 
     Args:
       tensors: by diffusers' names.
-      part: "vae", "dit", "text" or "image".
+      part: "vae", "dit", "dit_low", "text" or "image".
       config: sizes of the network.
     """
     deep = config.blocks if part == "vae" else config.layers

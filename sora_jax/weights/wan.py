@@ -1,9 +1,9 @@
 """Folders of open Wan models: of diffusers' pipelines, or of Wan's own repositories.
 
 From either come the settings and the networks that a model folder of ours holds, with the same
-names. The transformer may be in Wan's own layout (config.json and tensors beside it); the VAE, the
-text encoder and the tokenizer are always those of diffusers' folders, because Wan's own
-repositories hold them as pickles.
+names. The transformer may be in Wan's own layout (config.json and tensors beside it, or two folders
+of these, for high and low noise); the VAE, the text encoder and the tokenizer are always those of
+diffusers' folders, because Wan's own repositories hold them as pickles.
 """
 
 import dataclasses
@@ -21,21 +21,26 @@ from sora_jax.weights.tensor_files import Stored, are_equal, list_tensors, read_
 from sora_jax.weights.wan_config import (
     IMAGE_REPOSITORY,
     REPOSITORY,
+    REPOSITORY_TI2V,
     read_dit_config,
     read_image_config,
-    read_scheduler,
     read_text_config,
     read_vae_config,
     with_image_reader,
 )
+from sora_jax.weights.wan_settings import (
+    INDEX,
+    original_schedule,
+    read_index,
+    read_own_settings,
+    read_scheduler,
+    wan_settings,
+)
 
 _STEM, _TEXT_STEM = "diffusion_pytorch_model", "model"
-_INDEX = "model_index.json"
-_PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
-# What Wan's own repositories say only in prose: the shift, and the number of discrete levels.
-_SHIFT, _LEVELS = 5.0, 1000
-# What is written beside an exported model, with what diffusers' files have no field for.
-OWN_SETTINGS = "sora_jax.json"
+# Folders of the transformers in diffusers' layout, and in Wan's own where there are two.
+_DIFFUSERS = {"dit": "transformer", "dit_low": "transformer_2"}
+_ORIGINAL = {"dit": "high_noise_model", "dit_low": "low_noise_model"}
 _COPY = "shared.weight", "encoder.embed_tokens.weight"
 
 
@@ -43,7 +48,8 @@ class OpenModel(NamedTuple):
     """An open model whose names and shapes are checked, and none of whose numbers are read.
 
     Attributes:
-      configs: sizes of the "vae", "dit" and "text", and of the "image" encoder if there is one.
+      configs: sizes of the "vae", "dit", "text", "dit_low" where there are two transformers, and of
+        the "image" encoder if there is one.
       tensors: of each by diffusers' names.
       settings: what model.json holds besides its parts.
       mean, std: of the channels of latents.
@@ -68,7 +74,8 @@ class OpenModel(NamedTuple):
 
 def is_open_model(folder: pathlib.Path) -> bool:
     """Whether a folder is of diffusers or of Wan, and so for `open_model` to accept or refuse."""
-    return (folder / _INDEX).is_file() or (folder / "config.json").is_file()
+    files = (INDEX, "config.json", *(f"{name}/config.json" for name in _ORIGINAL.values()))
+    return any((folder / file).is_file() for file in files)
 
 
 def open_model(folder: pathlib.Path) -> OpenModel:
@@ -81,44 +88,90 @@ def open_model(folder: pathlib.Path) -> OpenModel:
       FileNotFoundError, ValueError: a file is missing, damaged, or of another model than these
         networks are; the message names the file and the remedy.
     """
-    original = not (folder / _INDEX).is_file()
-    if not original:
-        _check_index(folder / _INDEX)
-    elif read_json(folder / "config.json").get("_class_name") != "WanModel":
-        raise ValueError(
-            f"{folder} is one network and no model; give the folder around it, with {_INDEX}"
-        )
-    dit_folder = folder if original else folder / "transformer"
-    dit = read_dit_config(dit_folder / "config.json")
-    tensors = {"dit": list_tensors(dit_folder, _STEM)}
-    if original:
-        tensors["dit"] = _rename(tensors["dit"], folder)
-        dit = with_image_reader(dit, {name: x.shape for name, x in tensors["dit"].items()})
-        _check_companions(folder, dit)
-    vae, mean, std = read_vae_config(folder / "vae" / "config.json")
-    text = read_text_config(folder / "text_encoder" / "config.json")
+    original = not (folder / INDEX).is_file()
+    transformers, schedule = (_open_original if original else _open_diffusers)(folder)
+    places = {part: one.folder for part, one in transformers.items()}
+    configs = {part: one.config for part, one in transformers.items()}
+    tensors = {part: one.tensors for part, one in transformers.items()}
+    places |= {"vae": folder / "vae", "text": folder / "text_encoder"}
+    configs["vae"], mean, std = read_vae_config(places["vae"] / "config.json")
+    configs["text"] = read_text_config(places["text"] / "config.json")
     tokenizer = _find_tokenizer(folder / "tokenizer")
-    shift = _SHIFT
-    if not original:
-        shift, prediction = read_scheduler(folder / "scheduler" / "scheduler_config.json")
-        dit = dataclasses.replace(dit, prediction=prediction)
-    tensors["vae"] = list_tensors(folder / "vae", _STEM)
-    tensors["text"] = _merge_copies(list_tensors(folder / "text_encoder", _TEXT_STEM))
-    configs = {"vae": vae, "dit": dit, "text": text}
-    places = {"dit": dit_folder, "vae": folder / "vae", "text": folder / "text_encoder"}
-    if dit.image_width:
+    tensors["vae"] = list_tensors(places["vae"], _STEM)
+    tensors["text"] = _merge_copies(list_tensors(places["text"], _TEXT_STEM))
+    if configs["dit"].image_width:
         places["image"] = folder / "image_encoder"
         configs["image"] = read_image_config(folder)
         tensors["image"] = name_image_tensors(list_tensors(places["image"], _TEXT_STEM))
     for part, config in configs.items():
-        at = places[part]
         try:
             check_part(tensors[part], part, config)
         except ValueError as error:
             raise ValueError(
-                f"{at}: {error} (as its config.json has it); download it again, from {REPOSITORY} "
-                "for one"
+                f"{places[part]}: {error} (as its config.json has it); download it again, from "
+                f"{REPOSITORY} for one"
             ) from error
+    _check_fit(folder, configs)
+    settings = wan_settings(configs["vae"], configs["dit"], *schedule)
+    if not original:
+        settings = read_own_settings(folder, settings)
+    return OpenModel(configs, tensors, settings, mean, std, tokenizer)
+
+
+class _Transformer(NamedTuple):
+    folder: pathlib.Path
+    config: DiTConfig
+    tensors: dict[str, Stored]
+
+
+def _open_diffusers(
+    folder: pathlib.Path,
+) -> tuple[dict[str, _Transformer], tuple[float, float | None]]:
+    """The transformers of a pipeline; the shift, and the level between two."""
+    index = read_index(folder / INDEX)
+    places = {part: folder / name for part, name in _DIFFUSERS.items()}
+    if index.boundary is None:
+        del places["dit_low"]
+    configs = {part: read_dit_config(at / "config.json") for part, at in places.items()}
+    shift, prediction = read_scheduler(folder / "scheduler" / "scheduler_config.json")
+    transformers = {}
+    for part, at in places.items():
+        config = dataclasses.replace(configs[part], prediction=prediction)
+        transformers[part] = _Transformer(at, config, list_tensors(at, _STEM))
+    channels = configs["dit"].image_channels
+    if index.sees is not None and index.sees != bool(channels):
+        raise ValueError(
+            f"{folder / INDEX} is of a WanImageToVideoPipeline, whose transformer sees images "
+            f"beside the noise, or none with expand_timesteps; this one has {channels} channels of "
+            f"them: take both from one model, such as {IMAGE_REPOSITORY}"
+        )
+    return transformers, (shift, index.boundary)
+
+
+def _open_original(
+    folder: pathlib.Path,
+) -> tuple[dict[str, _Transformer], tuple[float, float | None]]:
+    """The same of a folder in Wan's own layout, which has nothing of it but the transformers."""
+    two = not (folder / "config.json").is_file()
+    places = {part: folder / name for part, name in _ORIGINAL.items()} if two else {"dit": folder}
+    transformers = {}
+    for part, at in places.items():
+        if read_json(at / "config.json").get("_class_name") != "WanModel":
+            raise ValueError(
+                f"{at} is one network and no model; give the folder around it, with {INDEX}"
+            )
+        config = read_dit_config(at / "config.json")
+        tensors = _rename(list_tensors(at, _STEM), at)
+        config = with_image_reader(config, {name: x.shape for name, x in tensors.items()})
+        transformers[part] = _Transformer(at, config, tensors)
+    dit = transformers["dit"].config
+    _check_companions(folder, dit)
+    return transformers, original_schedule(dit, two=two)
+
+
+def _check_fit(folder: pathlib.Path, configs: dict[str, Any]) -> None:
+    """Raises ValueError where networks that are whole by themselves do not fit each other."""
+    vae, dit, text = (configs[part] for part in ("vae", "dit", "text"))
     for what, one, other in (
         ("latent channels", dit.latent_channels, vae.latent_channels),
         ("text features", dit.text_width, text.width),
@@ -129,29 +182,11 @@ def open_model(folder: pathlib.Path) -> OpenModel:
                 f"{folder}: the transformer takes {one} {what} and is given {other}; its parts are "
                 "of different models: take all of them from one"
             )
-    settings = _settings(vae, shift) if original else _read_settings(folder, vae, shift)
-    return OpenModel(configs, tensors, settings, mean, std, tokenizer)
-
-
-def _read_settings(folder: pathlib.Path, vae: VAEConfig, shift: float) -> dict[str, Any]:
-    """What a model exported from here brings with it, or how Wan samples."""
-    file = folder / OWN_SETTINGS
-    if not file.is_file():
-        return _settings(vae, shift)
-    own = read_json(file)
-    settings = own.get("settings")
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} has no settings; export the model again, or remove the file")
-    missing = sorted(set(_settings(vae, shift)) - {"level_grid", *settings})
-    if missing:
-        raise ValueError(f"{file} lacks {missing[0]!r}; export the model again, or remove the file")
-    if own.get("flow_shift") != shift:
+    if configs.get("dit_low", dit) != dit:
         raise ValueError(
-            f"{file} was written beside a flow_shift of {own.get('flow_shift')}, and "
-            f"scheduler_config.json has {shift}: remove the file to sample as Wan does, or put "
-            "the shift back and change it in model.json after importing"
+            f"{folder}: its transformers of high and of low noise have different sizes; they are "
+            "of different models: take both from one"
         )
-    return settings
 
 
 def _image_sizes(
@@ -169,39 +204,6 @@ def _image_sizes(
     return sizes
 
 
-def _settings(vae: VAEConfig, shift: float) -> dict[str, Any]:
-    """How Wan samples; the model with the coarser latents is made for larger and longer clips."""
-    coarse = vae.spatial_stride > 8
-    return {
-        "fps": 24.0 if coarse else 16.0,
-        "text_length": 512,
-        "shift": shift,
-        "shift_tokens": None,
-        "latent_limit": None,
-        "steps": 50,
-        "guidance": 5.0,
-        "solver": "unipc",
-        "size": [1280, 704] if coarse else [832, 480],
-        "frames": 121 if coarse else 81,
-        "level_grid": _LEVELS,
-    }
-
-
-def _check_index(file: pathlib.Path) -> None:
-    index = read_json(file)
-    if index.get("_class_name") not in _PIPELINES:
-        raise ValueError(
-            f"{file} is of a {index.get('_class_name')}, and only a {' or '.join(_PIPELINES)} is "
-            f"read; give a model such as {REPOSITORY} or {IMAGE_REPOSITORY}"
-        )
-    second = index.get("transformer_2")
-    if second not in (None, [None, None]) or index.get("boundary_ratio") is not None:
-        raise ValueError(
-            f"{file} has two transformers, one for high and one for low noise, and models here "
-            f"have one; give a model such as {REPOSITORY}"
-        )
-
-
 def _check_companions(folder: pathlib.Path, dit: DiTConfig) -> None:
     """Raises FileNotFoundError where a folder in Wan's layout lacks what it holds as pickles."""
     needed = ["vae", "text_encoder", "tokenizer"]
@@ -210,9 +212,11 @@ def _check_companions(folder: pathlib.Path, dit: DiTConfig) -> None:
     if missing:
         pickles = sorted(file.name for file in folder.glob("*.pth"))
         instead = f" ({', '.join(pickles)} are pickles and not read)" if pickles else ""
+        # The VAE of 48 channels is that of Wan 2.2 TI2V 5B.
+        text = REPOSITORY_TI2V if dit.latent_channels == 48 else REPOSITORY
         raise FileNotFoundError(
             f"{folder} lacks the folders {', '.join(missing)}{instead}; copy them from "
-            f"{IMAGE_REPOSITORY if dit.image_width else REPOSITORY}"
+            f"{IMAGE_REPOSITORY if dit.image_width else text}"
         )
 
 

@@ -13,12 +13,12 @@ from sora_jax.models.dit import DiTConfig
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
-from sora_jax.weights.pipeline_config import PREDICTIONS
 from sora_jax.weights.tensor_files import read_json
 
 REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 IMAGE_REPOSITORY = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
-_INSTEAD = f"give a text-to-video model such as {REPOSITORY}"
+REPOSITORY_TI2V = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+INSTEAD = f"give a text-to-video model such as {REPOSITORY}"
 _IMAGE_INSTEAD = f"take both folders from {IMAGE_REPOSITORY}"
 # Beyond any size of a network; what is larger is no configuration but a mistake.
 _LARGEST = 2**20
@@ -30,8 +30,9 @@ _FIXED_DIT = {
     "eps": 1e-6,
 }
 _FIXED_ORIGINAL = {"eps": 1e-6, "text_len": 512}
-_ORIGINAL_TYPES = ("t2v", "i2v", "flf2v")
-_FIXED_VAE = {"attn_scales": [], "is_residual": False}
+# Of text, of images beside the noise, and of text with an image as a first frame that is held.
+_ORIGINAL_TYPES = ("t2v", "i2v", "flf2v", "ti2v")
+_FIXED_VAE = {"attn_scales": []}
 _FIXED_TEXT = {
     "model_type": "umt5",
     "feed_forward_proj": "gated-gelu",
@@ -48,26 +49,6 @@ _FIXED_PROCESSOR = {
     "rescale_factor": 1 / 255,
     **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True),
 }
-_FIXED_SCHEDULER = {
-    "use_flow_sigmas": True,
-    "num_train_timesteps": 1000,
-    "solver_order": 2,
-    "solver_type": "bh2",
-    "predict_x0": True,
-    "lower_order_final": True,
-    "final_sigmas_type": "zero",
-    "disable_corrector": [],
-    "solver_p": None,
-    "thresholding": False,
-    "shift_terminal": None,
-    **dict.fromkeys(
-        ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting"),
-        False,
-    ),
-}
-
-# What a transformer predicts, by how the scheduler calls it.
-_PREDICTIONS = {name: ours for ours, name in PREDICTIONS.items()}
 
 
 def read_dit_config(file: pathlib.Path) -> DiTConfig:
@@ -80,17 +61,17 @@ def read_dit_config(file: pathlib.Path) -> DiTConfig:
     kind = config.get("_class_name")
     image = {}
     if kind == "WanModel":
-        _check_fixed(config, _FIXED_ORIGINAL, file)
-        if config.get("model_type", "t2v") not in _ORIGINAL_TYPES:
+        check_fixed(config, _FIXED_ORIGINAL, file)
+        if config.get("model_type") not in _ORIGINAL_TYPES:
             raise ValueError(
-                f"{file}: model_type is {config['model_type']!r}, and the networks here are of "
-                f"{', '.join(_ORIGINAL_TYPES)}; {_INSTEAD}"
+                f"{file}: model_type is {config.get('model_type')!r}, and the networks here are "
+                f"of {', '.join(_ORIGINAL_TYPES)}; {INSTEAD}"
             )
         names = ("dim", "num_layers", "num_heads", "ffn_dim", "in_dim", "out_dim", "freq_dim")
         width, layers, heads, mlp, channels, out, time = (_count(config, n, file) for n in names)
         patch, text_width = (1, 2, 2), 4096
     elif kind == "WanTransformer3DModel":
-        _check_fixed(config, _FIXED_DIT, file)
+        check_fixed(config, _FIXED_DIT, file)
         names = ("attention_head_dim", "num_layers", "num_attention_heads", "ffn_dim")
         head, layers, heads, mlp = (_count(config, n, file) for n in names)
         names = ("in_channels", "out_channels", "freq_dim", "text_dim")
@@ -100,10 +81,10 @@ def read_dit_config(file: pathlib.Path) -> DiTConfig:
     else:
         raise ValueError(
             f"{file} is of a {kind}, and only a WanTransformer3DModel or WanModel is read; "
-            f"{_INSTEAD}"
+            f"{INSTEAD}"
         )
     if channels < out:
-        raise ValueError(f"{file}: {channels} channels go in and {out} come out; {_INSTEAD}")
+        raise ValueError(f"{file}: {channels} channels go in and {out} come out; {INSTEAD}")
     dit = _make(
         DiTConfig,
         file,
@@ -146,7 +127,7 @@ def _read_image_reader(config: dict[str, Any], width: int, file: pathlib.Path) -
     if config.get("added_kv_proj_dim") != fixed:
         raise ValueError(
             f"{file}: added_kv_proj_dim is {config.get('added_kv_proj_dim')!r}, and with "
-            f"image_dim {config.get('image_dim')!r} the networks here have {fixed!r}; {_INSTEAD}"
+            f"image_dim {config.get('image_dim')!r} the networks here have {fixed!r}; {INSTEAD}"
         )
     positions = config.get("pos_embed_seq_len")
     return image_width, 0 if positions is None else _count(config, "pos_embed_seq_len", file)
@@ -159,8 +140,8 @@ def read_vae_config(file: pathlib.Path) -> tuple[VAEConfig, list[float], list[fl
       FileNotFoundError, ValueError: no such file, or another kind of VAE.
     """
     config = read_json(file)
-    _check_class(config, "AutoencoderKLWan", file)
-    _check_fixed(config, _FIXED_VAE, file)
+    check_class(config, "AutoencoderKLWan", file)
+    check_fixed(config, _FIXED_VAE, file)
     channels = _count(config, "z_dim", file)
     patch = 1 if config.get("patch_size") is None else _count(config, "patch_size", file)
     width = _count(config, "base_dim", file)
@@ -168,6 +149,9 @@ def read_vae_config(file: pathlib.Path) -> tuple[VAEConfig, list[float], list[fl
     temporal = _tuple(config, "temperal_downsample", file)
     if not all(isinstance(value, bool) for value in temporal):
         raise ValueError(f"{file}: temperal_downsample {list(temporal)} must be true or false each")
+    shortcuts = config.get("is_residual", False)
+    if not isinstance(shortcuts, bool):
+        raise ValueError(f"{file}: is_residual is {shortcuts!r}, and must be true or false")
     vae = _make(
         VAEConfig,
         file,
@@ -178,6 +162,7 @@ def read_vae_config(file: pathlib.Path) -> tuple[VAEConfig, list[float], list[fl
         temporal,
         channels,
         patch,
+        shortcuts,
     )
     mean, std = (_numbers(config, name, channels, file) for name in ("latents_mean", "latents_std"))
     if min(std) <= 0:
@@ -188,7 +173,7 @@ def read_vae_config(file: pathlib.Path) -> tuple[VAEConfig, list[float], list[fl
 def read_text_config(file: pathlib.Path) -> TextConfig:
     """Sizes of a UMT5 encoder; raises as the others do."""
     config = read_json(file)
-    _check_fixed(config, _FIXED_TEXT, file, needed=("model_type",))
+    check_fixed(config, _FIXED_TEXT, file, needed=("model_type",))
     names = ("vocab_size", "d_model", "num_layers", "num_heads", "d_kv", "d_ff")
     more = ("relative_attention_num_buckets", "relative_attention_max_distance")
     return _make(TextConfig, file, *(_count(config, name, file) for name in (*names, *more)))
@@ -205,13 +190,13 @@ def read_image_config(folder: pathlib.Path) -> ImageConfig:
     """
     file = folder / "image_encoder" / "config.json"
     config = read_json(file)
-    _check_fixed(config, _FIXED_IMAGE, file, needed=("model_type", "hidden_act"))
+    check_fixed(config, _FIXED_IMAGE, file, needed=("model_type", "hidden_act"))
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     sizes = [_count(config, name, file) for name in (*names, "image_size", "patch_size")]
     side = sizes[-2]
     file = folder / "image_processor" / "preprocessor_config.json"
     config = read_json(file)
-    _check_fixed(config, _FIXED_PROCESSOR, file)
+    check_fixed(config, _FIXED_PROCESSOR, file)
     crop = {"height": side, "width": side}
     for name, value in (("size", {"shortest_edge": side}), ("crop_size", crop)):
         # Older files hold the one number alone.
@@ -224,48 +209,30 @@ def read_image_config(folder: pathlib.Path) -> ImageConfig:
     return _make(ImageConfig, file, *sizes, *colours)
 
 
-def read_scheduler(file: pathlib.Path) -> tuple[float, str]:
-    """The shift of the schedule of diffusers' UniPC, and what it takes the network to predict.
-
-    Raises:
-      FileNotFoundError, ValueError: no such file, or a scheduler that samples otherwise.
-    """
-    config = read_json(file)
-    _check_class(config, "UniPCMultistepScheduler", file)
-    # A flow is not what it takes unless told.
-    _check_fixed(config, _FIXED_SCHEDULER, file, needed=("use_flow_sigmas",))
-    prediction = config.get("prediction_type")
-    if prediction not in _PREDICTIONS:
-        raise ValueError(
-            f"{file}: prediction_type is {prediction!r}, and must be one of {sorted(_PREDICTIONS)}"
-            f"; {_INSTEAD}"
-        )
-    shift = config.get("flow_shift", 1.0)
-    if type(shift) not in (int, float) or not 0 < shift < math.inf:
-        raise ValueError(f"{file}: flow_shift is {shift!r}, and must be positive; 5 is Wan's own")
-    return float(shift), _PREDICTIONS[prediction]
-
-
-def _check_class(config: dict[str, Any], kind: str, file: pathlib.Path) -> None:
+def check_class(config: dict[str, Any], kind: str, file: pathlib.Path) -> None:
+    """Raises ValueError unless a file says that it is of a class."""
     if config.get("_class_name") != kind:
         raise ValueError(
-            f"{file} is of a {config.get('_class_name')}, and only a {kind} is read; {_INSTEAD}"
+            f"{file} is of a {config.get('_class_name')}, and only a {kind} is read; {INSTEAD}"
         )
 
 
-def _check_fixed(
+def check_fixed(
     config: dict[str, Any],
     fixed: dict[str, Any],
     file: pathlib.Path,
     *,
     needed: tuple[str, ...] = (),
 ) -> None:
-    """What a file leaves out is as here, but for what is `needed`."""
+    """Raises ValueError where a file says otherwise than `fixed`.
+
+    What it leaves out is as there, but for what is `needed`.
+    """
     for name, value in fixed.items():
         found = config.get(name, None if name in needed else value)
         if found != value:
             raise ValueError(
-                f"{file}: {name} is {found!r}, and the networks here have {value!r}; {_INSTEAD}"
+                f"{file}: {name} is {found!r}, and the networks here have {value!r}; {INSTEAD}"
             )
 
 

@@ -103,6 +103,8 @@ def test_the_spread_of_each_clip_is_restored_where_it_is_guided(predictions):
     ("fields", "message"),
     [
         ({"text": -1.0}, "guidance -1.0 is out of range; use 1 to 20"),
+        ({"text_low": 1e4}, "guidance at low noise 10000.0 is out of range"),
+        ({"text_low": "3,4"}, "are no guidance"),
         ({"given": float("inf")}, "guidance by given frames inf is out of range"),
         ({"interval": (0.8, 0.2)}, r"interval of guidance \(0.8, 0.2\) .* the lower one first"),
         ({"interval": (0.0, 1.5)}, "must be two shares"),

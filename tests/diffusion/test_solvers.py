@@ -52,13 +52,13 @@ def exact(noise):
 def sample(denoise, noise, levels, known, ceilings, **options):
     """All of sampling where something is given: what is known, noised, and then solved."""
     x = set_off(noise, levels, known, ceilings)
-    return solve(denoise, x, levels, known=known, ceilings=ceilings, **options)
+    return solve(denoise, x, levels, known=known, ceilings=ceilings, **options)[0]
 
 
 @functools.cache
 def solver(step, steps, shift=1.0):
     levels = schedule(steps, shift)
-    return jax.jit(lambda noise: solve(posterior_mean, noise, levels, step=step))
+    return jax.jit(lambda noise: solve(posterior_mean, noise, levels, step=step)[0])
 
 
 def error(step, steps, noise, shift=1.0):
@@ -154,9 +154,8 @@ def test_unipc_is_that_of_diffusers(schedule_of):
     def clean(x, t):
         return jnp.tanh(jnp.roll(x, 1, 1) + 0.3 * jnp.cumsum(x, 1) + t[..., None, None, None])
 
-    result = jax.jit(functools.partial(solve, clean, levels=levels, step=unipc_step))(
-        golden["noise"]
-    )
+    run = jax.jit(functools.partial(solve, clean, levels=levels, step=unipc_step))
+    result, _ = run(golden["noise"])
     np.testing.assert_allclose(result, golden[f"result/{schedule_of}"], atol=2e-6)
 
 
@@ -168,7 +167,7 @@ def test_a_schedule_of_discrete_levels_starts_where_an_edit_does():
 
 def test_nothing_held_is_the_plain_solution(noise, known):
     levels = schedule(4, 1.0)
-    plain = solve(mixing, noise, levels)
+    plain, _ = solve(mixing, noise, levels)
     free = sample(mixing, noise, levels, known=known, ceilings=np.ones(SHAPE[:2], np.float32))
     np.testing.assert_array_equal(plain, free)
 
@@ -206,11 +205,27 @@ def test_an_edit_sets_off_part_way(noise, known):
 
 def test_each_frame_can_have_a_schedule_of_its_own(noise):
     levels = np.stack([np.linspace(1, 0, 4), np.linspace(0.7, 0.3, 4), np.linspace(0.2, 0, 4)], -1)
-    together = solve(posterior_mean, noise, jnp.float32(levels))
+    together, _ = solve(posterior_mean, noise, jnp.float32(levels))
     for frame in range(3):
         at = np.s_[:, frame : frame + 1]
-        alone = solve(posterior_mean, noise[at], jnp.float32(levels[:, frame]))
+        alone, _ = solve(posterior_mean, noise[at], jnp.float32(levels[:, frame]))
         np.testing.assert_allclose(together[at], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_schedule_may_be_solved_in_two_parts(noise, known, step):
+    """With what the first hands over; steps of all orders lie on both sides of the cut."""
+    levels = schedule(6, 2.0)
+    ceilings = np.ones(SHAPE[:2], np.float32)
+    ceilings[:, 0], ceilings[:, 1] = 0.0, 0.8
+    options = {"step": step, "known": known, "ceilings": ceilings}
+    x = set_off(noise, levels, known, ceilings)
+    run = functools.partial(solve, mixing, **options)
+    whole, _ = run(x, levels)
+    for cut in (1, 3):
+        result, last = run(x, levels[: cut + 1])
+        result, _ = run(result, levels[cut:], last=last)
+        np.testing.assert_allclose(result, whole, atol=1e-6)
 
 
 def test_predictions_are_kept_in_range():
@@ -229,8 +244,8 @@ def test_a_ring_has_no_seam(noise):
         before = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
         return 0.5 * jnp.tanh(x + before)
 
-    ring = jax.jit(lambda x: solve(neighbours, x, schedule(40, 1.0), circular=True))
-    line = jax.jit(lambda x: solve(neighbours, x, schedule(40, 1.0)))
+    ring = jax.jit(lambda x: solve(neighbours, x, schedule(40, 1.0), circular=True)[0])
+    line = jax.jit(lambda x: solve(neighbours, x, schedule(40, 1.0))[0])
     turned = {
         run: np.abs(np.roll(run(np.roll(noise, 1, axis=1)), -1, axis=1) - run(noise)).mean()
         for run in (ring, line)

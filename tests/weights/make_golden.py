@@ -7,10 +7,13 @@ were made with diffusers 0.42, transformers 5.24, torch 2.13:
 
 `pipeline/` is a folder that a tiny random WanPipeline saved, float16, its transformer in several
 files; `pipeline.npz` holds what it makes in float32: token ids, text features, latents and frames
-from given noise, channels last. `unipc.npz` holds levels and results of diffusers' UniPC scheduler.
-`layouts.json` holds the names and shapes of the tensors of the published models. `image/` is what a
-tiny WanImageToVideoPipeline has besides, or in place of, that of `pipeline/`, `image.npz` what goes
-into it and what it makes.
+from given noise, channels last. `vae_2.2/` is a VAE as of Wan 2.2: with it in place of its own the
+pipeline is one of TI2V 5B's kind, and `ti2v.npz` what that makes of a prompt, and of an image and a
+prompt. `experts.npz` is what the pipeline makes with a second transformer, for low noise: its own
+with each tensor turned round. `image/` is what a tiny WanImageToVideoPipeline has besides, or in
+place of, that of `pipeline/`, `image.npz` what goes into it and what it makes. `unipc.npz` holds
+levels and results of diffusers' UniPC scheduler. `layouts.json` holds the names and shapes of the
+tensors of the published models.
 """
 
 import json
@@ -19,6 +22,7 @@ import re
 import shutil
 
 import numpy as np
+import PIL.Image
 import tokenizers
 import torch
 from diffusers import (
@@ -28,7 +32,6 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from PIL import Image
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPImageProcessorPil,
@@ -42,15 +45,22 @@ from transformers import (
 from tests.models.make_golden import randomise
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
+TOKENIZER = FOLDER / "pipeline" / "tokenizer" / "tokenizer.json"
 PROMPT = "A red circle moves &amp; turns  right."
 SIZE, FRAMES, STEPS, GUIDANCE = (48, 32), 9, 20, 5.0
-LATENTS = (1, 3, 4, 6, 4)  # [B, T, h, w, C]
+TI2V_SIZE = (64, 32)
+EXPERTS = {"shift": 12.0, "boundary_ratio": 0.875, "guidance": (4.0, 3.0)}  # of Wan 2.2 T2V A14B
 # Shift and steps of the schedules that are compared.
 SCHEDULES = ((5.0, 20), (3.0, 50), (1.0, 7), (8.0, 2), (5.0, 1))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tiny one of UMT5's kind: unigram pieces, padding 0, end 1, which its template adds."""
+    """A tiny one of UMT5's kind: unigram pieces, padding 0, end 1, which its template adds.
+
+    The one in golden/ is kept: training puts pieces that are equally likely in any order.
+    """
+    if TOKENIZER.is_file():
+        return wrapped(tokenizers.Tokenizer.from_file(str(TOKENIZER)))
     model = tokenizers.Tokenizer(models.Unigram())
     model.normalizer = normalizers.NFKC()
     model.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -64,12 +74,16 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     model.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
+    return wrapped(model)
+
+
+def wrapped(model: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=model, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
 
 
-def make_transformer(**image: int) -> WanTransformer3DModel:
+def make_transformer(seed: int, **image: int) -> WanTransformer3DModel:
     """A tiny one; `image` is what it takes of images."""
     sizes = {
         "num_attention_heads": 2,
@@ -82,12 +96,19 @@ def make_transformer(**image: int) -> WanTransformer3DModel:
         "num_layers": 2,
         "rope_max_seq_len": 16,
     }
-    return WanTransformer3DModel(**{**sizes, **image})
+    return randomise(WanTransformer3DModel(**{**sizes, **image}), seed)
 
 
-def make_pipeline(seed: int = 0) -> WanPipeline:
-    """A tiny random pipeline in float32."""
-    transformer = make_transformer()
+def make_vae(seed: int, *, of_22: bool = False) -> AutoencoderKLWan:
+    """Of 2.1's kind, or of 2.2's: shortcuts, pixel patches, a wider decoder."""
+    more = {
+        "is_residual": True,
+        "patch_size": 2,
+        "in_channels": 12,
+        "out_channels": 12,
+        "decoder_base_dim": 3,
+        "scale_factor_spatial": 16,
+    }
     vae = AutoencoderKLWan(
         base_dim=2,
         dim_mult=[1, 1, 2, 2],
@@ -95,22 +116,65 @@ def make_pipeline(seed: int = 0) -> WanPipeline:
         z_dim=4,
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[0.5, 1.2, 0.8, 1.0],
-    )
-    text = UMT5Config(
-        vocab_size=112, d_model=12, d_kv=5, d_ff=20, num_layers=2, num_heads=3, dropout_rate=0.0
+        **(more if of_22 else {}),
     )
     randomise(vae, seed)
     # The decoder's output is clipped to [-1, 1]; small values show all of it.
     vae.decoder.conv_out.weight.data = (vae.decoder.conv_out.weight / 4).half().float()
+    return vae
+
+
+def make_scheduler(shift: float) -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift
+    )
+
+
+def make_pipeline(seed: int = 0) -> WanPipeline:
+    """A tiny random pipeline in float32."""
+    text = UMT5Config(
+        vocab_size=112, d_model=12, d_kv=5, d_ff=20, num_layers=2, num_heads=3, dropout_rate=0.0
+    )
     return WanPipeline(
         tokenizer=make_tokenizer(),
         text_encoder=randomise(UMT5EncoderModel(text), seed + 1),
-        transformer=randomise(transformer, seed + 2),
-        vae=vae,
-        scheduler=UniPCMultistepScheduler(
-            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=5.0
-        ),
+        transformer=make_transformer(seed + 2),
+        vae=make_vae(seed),
+        scheduler=make_scheduler(5.0),
     )
+
+
+def make_ti2v(seed: int = 0) -> WanPipeline:
+    """A tiny random pipeline of TI2V 5B's kind."""
+    parts = make_pipeline(seed).components
+    vae = make_vae(seed, of_22=True)
+    return WanPipeline(**{**parts, "vae": vae, "expand_timesteps": True})
+
+
+def animating(pipeline: WanPipeline) -> WanImageToVideoPipeline:
+    """The same networks, given an image."""
+    return WanImageToVideoPipeline(**pipeline.components, expand_timesteps=True)
+
+
+def make_experts(second: WanTransformer3DModel, seed: int = 0) -> WanPipeline:
+    """A tiny random pipeline with a second transformer for low noise."""
+    parts = make_pipeline(seed).components
+    more = {"transformer_2": second, "scheduler": make_scheduler(EXPERTS["shift"])}
+    return WanPipeline(**{**parts, **more, "boundary_ratio": EXPERTS["boundary_ratio"]})
+
+
+def turned_round(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
+    """One with each tensor reversed along its first axis."""
+    other = WanTransformer3DModel.from_config(transformer.config)
+    other.load_state_dict({k: x.flip(0) for k, x in transformer.state_dict().items()})
+    return other.eval()
+
+
+def draw_image(seed: int, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3], coarse."""
+    width, height = size
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3))
+    return np.uint8(np.kron(coarse, np.ones((8, 8, 1))))
 
 
 def make_image_pipeline(kind: str = "clip", seed: int = 0) -> WanImageToVideoPipeline:
@@ -138,7 +202,7 @@ def make_image_pipeline(kind: str = "clip", seed: int = 0) -> WanImageToVideoPip
         text_encoder=pipeline.text_encoder,
         vae=pipeline.vae,
         scheduler=pipeline.scheduler,
-        transformer=randomise(make_transformer(in_channels=12, **(reader or {})), seed + 2),
+        transformer=make_transformer(seed + 2, in_channels=12, **(reader or {})),
         image_encoder=reader and randomise(CLIPVisionModel(sizes), seed + 3),
         image_processor=reader
         and CLIPImageProcessorPil(
@@ -155,14 +219,21 @@ def draw_images(count: int, seed: int) -> np.ndarray:
     return np.uint8(coarse.repeat(8, 1).repeat(8, 2) + fine)
 
 
+def draw_noise(pipeline: WanPipeline, seed: int, size: tuple[int, int]) -> np.ndarray:
+    """[B, T, h, w, C] of a video of `size`."""
+    stride = pipeline.vae_scale_factor_spatial
+    shape = (1, 1 + FRAMES // 4, size[1] // stride, size[0] // stride, 4)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 @torch.no_grad()
 def run_image(
     pipeline: WanImageToVideoPipeline, images: np.ndarray, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """What it makes of one image, or of the first and the last, as `run` does."""
-    noise = np.random.default_rng(seed).normal(size=LATENTS).astype(np.float32)
+    noise = draw_noise(pipeline, seed, SIZE)
     first = torch.from_numpy(noise).movedim(-1, 1).contiguous()
-    pictures = [Image.fromarray(image) for image in images]
+    pictures = [PIL.Image.fromarray(image) for image in images]
     options = {
         "image": pictures[0],
         "last_image": pictures[1] if len(pictures) > 1 else None,
@@ -203,20 +274,29 @@ def run_image_transformer(model: WanTransformer3DModel) -> dict[str, np.ndarray]
 
 
 @torch.no_grad()
-def run(pipeline: WanPipeline, seed: int = 0, negative: str | None = None) -> dict[str, np.ndarray]:
+def run(
+    pipeline: WanPipeline,
+    seed: int = 0,
+    *,
+    size: tuple[int, int] = SIZE,
+    guidance: tuple[float, ...] = (GUIDANCE,),
+    image: np.ndarray | None = None,
+    negative: str | None = None,
+) -> dict[str, np.ndarray]:
     """What it makes of PROMPT and noise: all that a test compares, float32, channels last."""
-    noise = np.random.default_rng(seed).normal(size=LATENTS).astype(np.float32)
+    noise = draw_noise(pipeline, seed, size)
     first = torch.from_numpy(noise).movedim(-1, 1).contiguous()
     told = pipeline.encode_prompt(PROMPT, negative, max_sequence_length=512)
     ids = pipeline.tokenizer(["A red circle moves & turns right."], max_length=512, padding=False)
     options = {
         "prompt_embeds": told[0],
         "negative_prompt_embeds": told[1],
-        "height": SIZE[1],
-        "width": SIZE[0],
+        "height": size[1],
+        "width": size[0],
         "num_frames": FRAMES,
         "num_inference_steps": STEPS,
-        "guidance_scale": GUIDANCE,
+        **dict(zip(("guidance_scale", "guidance_scale_2"), guidance)),
+        **({} if image is None else {"image": PIL.Image.fromarray(image)}),
     }
     pipeline.set_progress_bar_config(disable=True)
     latents = pipeline(**options, latents=first, output_type="latent").frames
@@ -241,12 +321,20 @@ def save_pipeline(pipeline: WanPipeline, folder: pathlib.Path) -> None:
     pipeline.to(torch.float32)
 
 
+def in_bytes(video: np.ndarray) -> np.ndarray:
+    return np.uint8(np.round(video * 255))
+
+
+def made(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """What a run made, in little space; token ids and text features are those of the first."""
+    latents, video = arrays["latents"], in_bytes(arrays["video"])
+    return {f"{name}/latents": latents, f"{name}/video": video}
+
+
 def write_image() -> None:
     pipeline = make_image_pipeline()
-    # Pieces that are learnt again are numbered otherwise.
-    pipeline.tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER / "pipeline" / "tokenizer")
     arrays = run_image(pipeline, draw_images(1, 0))
-    arrays["video"] = np.uint8(np.round(arrays["video"] * 255))
+    arrays["video"] = in_bytes(arrays["video"])
     arrays |= run_image_transformer(pipeline.transformer)
     np.savez_compressed(FOLDER / "image.npz", **arrays)
     pipeline.to(torch.float16).save_pretrained(FOLDER / "image")
@@ -254,13 +342,26 @@ def write_image() -> None:
         shutil.rmtree(FOLDER / "image" / name)
 
 
+def write_ti2v() -> None:
+    pipeline, image = make_ti2v(), draw_image(0, TI2V_SIZE)
+    by_text = run(pipeline, size=TI2V_SIZE)
+    by_image = run(animating(pipeline), size=TI2V_SIZE, image=image)
+    arrays = {**made(by_text, "text"), **made(by_image, "image")}
+    np.savez_compressed(FOLDER / "ti2v.npz", noise=by_text["noise"], image=image, **arrays)
+    pipeline.vae.half().save_pretrained(FOLDER / "vae_2.2")
+
+
+def write_experts(tiny: WanPipeline) -> None:
+    pipeline = make_experts(turned_round(tiny.transformer))
+    arrays = run(pipeline, guidance=EXPERTS["guidance"])
+    np.savez_compressed(FOLDER / "experts.npz", noise=arrays["noise"], **made(arrays, "text"))
+
+
 def write_schedules() -> None:
     arrays = {}
     noise = np.random.default_rng(0).normal(size=(2, 3, 2, 2, 4)).astype(np.float32)
     for shift, steps in SCHEDULES:
-        scheduler = UniPCMultistepScheduler(
-            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift
-        )
+        scheduler = make_scheduler(shift)
         scheduler.set_timesteps(steps)
         x = torch.from_numpy(noise)
         for t, level in zip(scheduler.timesteps, scheduler.sigmas):
@@ -320,22 +421,38 @@ def write_layouts() -> None:
             model = WanTransformer3DModel(**size)
             parts[name] = {"config": dict(model.config), "tensors": layout(model)}
         vae, encoder, image = AutoencoderKLWan(), UMT5EncoderModel(text), CLIPVisionModel(vision)
-    parts["image"] = {"config": vision.to_dict(), "tensors": layout(image)}
+        vae_22 = AutoencoderKLWan(
+            base_dim=160,
+            decoder_base_dim=256,
+            z_dim=48,
+            is_residual=True,
+            patch_size=2,
+            in_channels=12,
+            out_channels=12,
+            scale_factor_spatial=16,
+            # Places for the published numbers, which have no part in names and shapes.
+            latents_mean=[0.0] * 48,
+            latents_std=[1.0] * 48,
+        )
     parts["vae"] = {"config": dict(vae.config), "tensors": layout(vae)}
+    parts["vae_2.2"] = {"config": dict(vae_22.config), "tensors": layout(vae_22)}
     parts["text"] = {"config": text.to_dict(), "tensors": layout(encoder)}
+    parts["image"] = {"config": vision.to_dict(), "tensors": layout(image)}
     for part in parts.values():
         part["config"] = {k: v for k, v in part["config"].items() if k != "_name_or_path"}
     (FOLDER / "layouts.json").write_text(json.dumps(parts, indent=0) + "\n")
 
 
 if __name__ == "__main__":
+    tiny = make_pipeline()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
-    tiny = make_pipeline()
     arrays = run(tiny)
-    arrays["video"] = np.uint8(np.round(arrays["video"] * 255))
+    arrays["video"] = in_bytes(arrays["video"])
     np.savez_compressed(FOLDER / "pipeline.npz", **arrays)
     save_pipeline(tiny, FOLDER / "pipeline")
     write_image()
+    write_ti2v()
+    write_experts(tiny)
     write_schedules()
     write_layouts()

@@ -3,10 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sora_jax
+from sora_jax.diffusion.conditioning import Given
 from sora_jax.models.vae import VAE, denormalise
 from sora_jax.pipeline import PRETRAINED
 from sora_jax.weights.__main__ import export_pipeline
@@ -43,7 +45,7 @@ def test_a_pipeline_that_diffusers_saves_makes_the_same_video_here(tmp_path, neg
     from tests.weights import make_golden
 
     pipeline = make_golden.make_pipeline(SEED)
-    theirs = make_golden.run(pipeline, SEED, negative)
+    theirs = make_golden.run(pipeline, SEED, negative=negative)
     make_golden.save_pipeline(pipeline, tmp_path)
 
     model = sora_jax.load(tmp_path)
@@ -67,6 +69,39 @@ def test_images_are_animated_as_diffusers_does(tmp_path, kind, images):
     at = (0, make_golden.FRAMES - 1)
     seen = model.look(dict(zip(at, theirs["images"])), make_golden.FRAMES)
     latents, _ = sample(model, model.read([make_golden.PROMPT]), theirs["noise"], seen)
+    check_video(model, latents, theirs)
+
+
+def test_so_does_one_of_5b_from_text_and_from_an_image(tmp_path, monkeypatch):
+    from tests.weights import make_golden
+
+    pipeline, size = make_golden.make_ti2v(SEED), (96, 64)
+    image = make_golden.draw_image(SEED, size)
+    by_text = make_golden.run(pipeline, SEED, size=size)
+    by_image = make_golden.run(make_golden.animating(pipeline), SEED, size=size, image=image)
+    make_golden.save_pipeline(pipeline, tmp_path)
+    model = sora_jax.load(tmp_path)
+    latents, _ = sample(model, model.read([make_golden.PROMPT]), by_text["noise"])
+    check_video(model, latents, by_text)
+    monkeypatch.setattr(type(model), "noise", lambda *_: jnp.asarray(by_image["noise"]))
+    given = [Given(model.encode(image[None, None])[0], 0)]
+    options = {"size": size, "frames": make_golden.FRAMES, "steps": make_golden.STEPS}
+    check_video(model, model.sample_latents(make_golden.PROMPT, given=given, **options), by_image)
+
+
+@pytest.mark.parametrize("ratio", [0.875, 0.5, 0.9999])
+def test_so_does_one_of_two_transformers(tmp_path, ratio):
+    """At Wan's boundary, in the middle, and where the first takes one step only."""
+    from tests.weights import make_golden
+
+    second = make_golden.make_transformer(SEED + 3)
+    pipeline = make_golden.make_experts(second, SEED)
+    pipeline.register_to_config(boundary_ratio=ratio)
+    theirs = make_golden.run(pipeline, SEED, guidance=(4.0, 3.0))
+    make_golden.save_pipeline(pipeline, tmp_path)
+    model = sora_jax.load(tmp_path)
+    text = model.read([make_golden.PROMPT])
+    latents, _ = sample(model, text, theirs["noise"], guidance=None)
     check_video(model, latents, theirs)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import sora_jax
 from sora_jax.weights.__main__ import import_open
-from tests.weights.open_folders import copy_image_pipeline, copy_pipeline, edit_json
+from tests.weights.open_folders import add_second, copy_image_pipeline, copy_pipeline, edit_json
 
 SINGLE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{SINGLE}.index.json"
@@ -117,6 +119,23 @@ def config(name, **changes):
     return lambda folder: edit_json(folder / name, **changes)
 
 
+def second_transformer(*, boundary_ratio, lost=None, num_layers=2):
+    """A second transformer, its last layers left out, or a folder lost."""
+
+    def edit(tensors):
+        for name in [n for n in tensors if re.match(r"blocks\.(\d+)", n)]:
+            if int(name.split(".")[1]) >= num_layers:
+                del tensors[name]
+
+    def do(folder):
+        add_second(folder, edit, boundary_ratio)
+        edit_json(folder / "transformer_2" / "config.json", num_layers=num_layers)
+        if lost:
+            shutil.rmtree(folder / lost)
+
+    return do
+
+
 FAULTS = {
     "truncated": (cut, r"00001-of-00002.* truncated or damaged .* download it again"),
     "longer": (lengthen, "truncated or damaged"),
@@ -148,7 +167,25 @@ FAULTS = {
     ),
     "family": (config("transformer/config.json", _class_name="FluxTransformer"), "of a Flux"),
     "pipeline": (config("model_index.json", _class_name="WanVACEPipeline"), "of a WanVACEPipe"),
-    "experts": (config("model_index.json", boundary_ratio=0.875), "two transformers"),
+    "one expert": (
+        config("model_index.json", boundary_ratio=0.875),
+        r"transformer_2 is \[None, None\] and boundary_ratio 0.875; a model has both",
+    ),
+    "no boundary": (
+        config("model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"]),
+        "boundary_ratio None; a model has both",
+    ),
+    "boundary": (second_transformer(boundary_ratio=875), "boundary_ratio is 875, and must be betw"),
+    "second": (
+        second_transformer(boundary_ratio=0.875, lost="transformer_2"),
+        "transformer_2/config.json is missing",
+    ),
+    "unlike": (
+        second_transformer(boundary_ratio=0.875, num_layers=1),
+        "transformers of high and of low noise have different sizes",
+    ),
+    "images given": (config("model_index.json", _class_name="WanImageToVideoPipeline"), "with exp"),
+    "residual": (config("vae/config.json", is_residual=1), "is_residual is 1, and must be true or"),
     "t5": (config("text_encoder/config.json", model_type="t5"), "model_type is 't5'"),
     "scheduler": (config("scheduler/scheduler_config.json", solver_order=3), "solver_order is 3"),
     "shift": (

@@ -39,6 +39,7 @@ from tests.weights.open_folders import (
 
 SINGLE = "diffusion_pytorch_model.safetensors"
 IMAGE_MLP = {"norm1": 0, "ff.net.0.proj": 1, "ff.net.2": 3, "norm2": 4}
+DITS = ("dit", "dit_low")
 
 
 @pytest.mark.parametrize("images", [False, True])
@@ -62,30 +63,36 @@ def test_there_and_back_and_there_is_exact_in_every_bit(tmp_path, images):
             assert (tensors[name].dtype, tensors[name].tobytes()) == (x.dtype, x.tobytes())
 
 
-@pytest.mark.parametrize("size", ["1.3b", "14b"])
+# Width, layers, heads and width of the MLP of each published transformer, and its parameters.
+PUBLISHED = {
+    "1.3b": (1536, 30, 12, 8960, 1.419e9),
+    "14b": (5120, 40, 40, 13824, 14.289e9),
+    "a14b": (5120, 40, 40, 13824, 14.289e9),
+    "5b": (3072, 30, 24, 14336, 5.000e9),
+}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
 def test_published_models_fit(tmp_path, size):
     """All names and shapes of the whole model, over files that hold no numbers."""
     model = open_model(write_published(tmp_path / "open", size))
-    shape = {"1.3b": (1536, 30, 12, 8960), "14b": (5120, 40, 40, 13824)}[size]
+    *shape, count = PUBLISHED[size]
+    parts = {"vae", "dit", "text"} | ({"dit_low"} if size == "a14b" else set())
+    assert set(model.configs) == set(model.tensors) == parts
     dit = model.configs["dit"]
-    assert (dit.width, dit.layers, dit.heads, dit.mlp_width) == shape
+    assert [dit.width, dit.layers, dit.heads, dit.mlp_width] == shape
     numbers = {
         part: sum(
             np.prod(shape) for shape, _ in lay_out(model.tensors[part], part, cfg, None).values()
         )
         for part, cfg in model.configs.items()
     }
-    assert numbers["dit"] == pytest.approx({"1.3b": 1.419e9, "14b": 14.289e9}[size], rel=1e-3)
+    assert numbers["dit"] == numbers.get("dit_low", numbers["dit"])
+    assert numbers["dit"] == pytest.approx(count, rel=1e-3)
     assert numbers["text"] == pytest.approx(5.681e9, rel=1e-3)
-    assert numbers["vae"] == pytest.approx(127e6, rel=1e-2)
-
-
-def test_the_transformer_of_5b_fits():
-    _, shapes = load_layout("5b")
-    tensors = {n: Stored(pathlib.Path(), n, s, np.dtype("f4")) for n, s in shapes.items()}
-    check_part(tensors, "dit", DiTConfig(3072, 30, 24, 14336, 48))
-    with pytest.raises(ValueError, match="has shape"):
-        check_part(tensors, "dit", DiTConfig(1536, 30, 12, 14336, 48))
+    assert numbers["vae"] == pytest.approx(705e6 if size == "5b" else 127e6, rel=1e-2)
+    channels = 48 if size == "5b" else 16
+    assert dit.latent_channels == len(model.mean) == len(model.std) == channels
 
 
 def test_a_published_model_that_sees_images_fits(tmp_path):
@@ -183,35 +190,74 @@ def test_wans_own_folder_asks_for_what_it_holds_as_pickles(tmp_path):
     message = r"lacks the folders vae, text_encoder, tokenizer \(Wan2.1_VAE.pth are pickles"
     with pytest.raises(FileNotFoundError, match=message):
         open_model(tmp_path)
-    whole = write_published(tmp_path / "diffusers", "1.3b")
-    for name in ("vae", "text_encoder", "tokenizer"):
-        (whole / name).rename(tmp_path / name)
+    add_companions(tmp_path, "1.3b")
     assert open_model(tmp_path).configs["dit"] == DiTConfig(prediction="velocity")
     edit_json(tmp_path / "config.json", model_type="vace")
     with pytest.raises(ValueError, match="model_type is 'vace'"):
         open_model(tmp_path)
 
 
-def test_wans_own_folder_of_a_model_that_sees_images(tmp_path):
-    whole = write_published(tmp_path / "diffusers", "i2v-14b")
-    folder = tmp_path / "original"
-    folder.mkdir()
-    _, shapes = load_layout("i2v-14b")
-    write_sparse(folder / SINGLE, {original_name(n): s for n, s in shapes.items()})
-    sizes = {"dim": 5120, "ffn_dim": 13824, "freq_dim": 256, "in_dim": 36, "out_dim": 16}
-    more = {"_class_name": "WanModel", "model_type": "i2v", "num_heads": 40, "num_layers": 40}
-    (folder / "config.json").write_text(json.dumps({**sizes, **more}))
+def add_companions(folder, size):
+    """What a folder in Wan's own layout holds as pickles, of diffusers' folder."""
+    whole = write_published(folder / "diffusers", size)
     for name in ("vae", "text_encoder", "tokenizer"):
         (whole / name).rename(folder / name)
+
+
+def write_original_sparse(folder, size, **config):
+    sizes, shapes = load_layout(size)
+    folder.mkdir(exist_ok=True)
+    write_sparse(folder / SINGLE, {original_name(n): s for n, s in shapes.items()})
+    names = {
+        "num_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "ffn_dim": "ffn_dim",
+        "in_channels": "in_dim",
+        "out_channels": "out_dim",
+        "freq_dim": "freq_dim",
+    }
+    ours = {ours: sizes[theirs] for theirs, ours in names.items()}
+    more = {"_class_name": "WanModel", "dim": 128 * sizes["num_attention_heads"]}
+    (folder / "config.json").write_text(json.dumps({**ours, **more, **config}))
+
+
+def test_wans_own_folder_of_a_model_that_sees_images(tmp_path):
+    write_original_sparse(tmp_path, "i2v-14b", model_type="i2v")
+    add_companions(tmp_path, "i2v-14b")
     with pytest.raises(FileNotFoundError, match=r"image_encoder, image_processor; .*I2V-14B-480P"):
-        open_model(folder)
+        open_model(tmp_path)
     for name in ("image_encoder", "image_processor"):
-        (whole / name).rename(folder / name)
-    model = open_model(folder)
+        (tmp_path / "diffusers" / name).rename(tmp_path / name)
+    model = open_model(tmp_path)
     reads = DiTConfig(
         5120, 40, 40, 13824, prediction="velocity", image_channels=20, image_width=1280
     )
     assert model.configs["dit"] == reads and model.configs["image"] == ImageConfig()
+
+
+def test_wans_own_folder_of_5b_is_read(tmp_path):
+    write_original_sparse(tmp_path, "5b", model_type="ti2v")
+    with pytest.raises(FileNotFoundError, match=r"copy them from Wan-AI/Wan2.2-TI2V-5B-Diffusers"):
+        open_model(tmp_path)
+    add_companions(tmp_path, "5b")
+    model = open_model(tmp_path)
+    assert model.configs["dit"] == DiTConfig(3072, 30, 24, 14336, 48, prediction="velocity")
+    assert (model.settings["fps"], model.settings["shift"]) == (24.0, 5.0)
+
+
+def test_wans_own_folder_of_two_experts_is_read(tmp_path):
+    for name in ("high_noise_model", "low_noise_model"):
+        write_original_sparse(tmp_path / name, "14b", model_type="t2v")
+    add_companions(tmp_path, "14b")
+    model = open_model(tmp_path)
+    files = {part: {x.file.parent.name for x in model.tensors[part].values()} for part in DITS}
+    assert files == {"dit": {"high_noise_model"}, "dit_low": {"low_noise_model"}}
+    settings = [model.settings[name] for name in ("boundary", "shift", "steps")]
+    assert settings == [0.875, 12.0, 40]
+    assert all("blocks.39.attn1.to_q.weight" in model.tensors[part] for part in DITS)
+    shutil.rmtree(tmp_path / "high_noise_model")
+    with pytest.raises(FileNotFoundError, match=r"high_noise_model/config.json is missing"):
+        open_model(tmp_path)
 
 
 def test_reading_takes_little_more_memory_than_the_numbers(tmp_path):

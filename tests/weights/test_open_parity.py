@@ -23,9 +23,9 @@ def model():
     return sora_jax.load(PIPELINE)
 
 
-def sample(model, text, noise, seen=None):
+def sample(model, text, noise, seen=None, guidance=GUIDANCE):
     """Latents and frames [B, F, H, W, 3] from noise, as diffusers' pipeline samples."""
-    settings = model.settings.override(steps=STEPS, guidance=GUIDANCE)
+    settings = model.settings.override(steps=STEPS, guidance=guidance)
     levels = schedule(STEPS, model.shift(noise.shape[1:]), grid=settings.level_grid)
     latents = model.advance(text, noise, levels, settings, seen=seen)
     return latents, model.to_frames(latents)
@@ -34,6 +34,13 @@ def sample(model, text, noise, seen=None):
 def psnr(result, expected):
     error = np.mean((np.float64(result) - expected) ** 2)
     return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def padded(text):
+    """Text features of the length that the pipeline gives them."""
+    result = np.zeros((2, 512, text.shape[2]), np.float32)
+    result[:, : text.shape[1]] = text
+    return result
 
 
 def test_prompts_have_the_same_ids_and_features(model, golden):
@@ -48,9 +55,7 @@ def test_prompts_have_the_same_ids_and_features(model, golden):
 
 
 def test_the_video_is_the_same(model, golden):
-    text = np.zeros((2, 512, golden["text"].shape[2]), np.float32)
-    text[:, : golden["text"].shape[1]] = golden["text"]
-    latents, frames = sample(model, text, golden["noise"])
+    latents, frames = sample(model, padded(golden["text"]), golden["noise"])
     np.testing.assert_allclose(latents, golden["latents"], atol=2e-4)
     assert frames.std() > 20  # a picture, not a plain colour
     assert psnr(frames, golden["video"]) > 50
@@ -69,7 +74,7 @@ def test_an_imported_model_is_the_open_one(model, tmp_path):
     import_open(str(PIPELINE), str(tmp_path / "model"))
     imported = sora_jax.load(tmp_path / "model")
     for field in dataclasses.fields(model):
-        if field.name != "tokenizer":
+        if field.compare and field.name != "tokenizer":
             one, other = (getattr(m, field.name) for m in (model, imported))
             assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), one, other))
     assert (
@@ -85,5 +90,3 @@ def test_parameters_may_be_kept_in_bfloat16(golden):
     assert {x.dtype.name for x in jax.tree.leaves(stored.params)} == {"float16"}
     _, frames = sample(model, model.read([PROMPT]), golden["noise"])
     assert 20 < psnr(frames, golden["video"]) < 90
-    with pytest.raises(ValueError, match="'int8' must be 'stored' or one of"):
-        sora_jax.load(PIPELINE, dtype="int8")

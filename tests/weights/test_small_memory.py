@@ -119,7 +119,8 @@ def test_small_models_make_nearly_the_same_video(folder, model):
         assert square > 0 and 10 * np.log10(255**2 / square) > 35
 
 
-def test_parts_that_take_turns_make_the_same_and_are_alone_in_memory(model):
+def take_turns(model):
+    """A model whose parts are alone in memory or the test fails, and the list of those read."""
     read, alive = [], {}
 
     def load(part):
@@ -130,7 +131,11 @@ def test_parts_that_take_turns_make_the_same_and_are_alone_in_memory(model):
         alive.update(enumerate(weakref.ref(x) for x in jax.tree.leaves(params)))
         return params
 
-    turns = dataclasses.replace(model, params=InTurn(model.params, load))
+    return dataclasses.replace(model, params=InTurn(model.params, load)), read
+
+
+def test_parts_that_take_turns_make_the_same_and_are_alone_in_memory(model):
+    turns, read = take_turns(model)
     np.testing.assert_array_equal(turns.sample(PROMPT, seed=1), model.sample(PROMPT, seed=1))
     assert read == ["text", "dit", "vae"]
     turns.sample(PROMPT, seed=2)

@@ -1,0 +1,153 @@
+"""Models of Wan 2.2's kinds give here what diffusers makes of them: TI2V 5B, and two experts."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sora_jax
+from sora_jax.diffusion.conditioning import Given
+from sora_jax.weights.__main__ import export, import_open
+from tests.weights.open_folders import GOLDEN, PROMPT, STEPS, copy_experts, copy_ti2v
+from tests.weights.test_open_parity import padded, psnr, sample
+from tests.weights.test_small_memory import take_turns
+
+
+def load_golden(name):
+    with np.load(GOLDEN / name) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return padded(load_golden("pipeline.npz")["text"])
+
+
+@pytest.fixture(scope="module")
+def ti2v(tmp_path_factory):
+    return sora_jax.load(copy_ti2v(tmp_path_factory.mktemp("ti2v") / "open"))
+
+
+@pytest.fixture(scope="module")
+def experts_folder(tmp_path_factory):
+    return copy_experts(tmp_path_factory.mktemp("experts") / "open")
+
+
+@pytest.fixture(scope="module")
+def experts(experts_folder):
+    return sora_jax.load(experts_folder)
+
+
+def test_text_to_video_of_5b_is_the_same(ti2v, text):
+    golden = load_golden("ti2v.npz")
+    latents, frames = sample(ti2v, text, golden["noise"])
+    np.testing.assert_allclose(latents, golden["text/latents"], atol=2e-4)
+    assert frames.std() > 20 and psnr(frames, golden["text/video"]) > 50
+
+
+def test_image_to_video_of_5b_is_the_same(ti2v, monkeypatch):
+    """An image is a first latent frame that is held at level 0."""
+    golden = load_golden("ti2v.npz")
+    image = golden["image"]
+    monkeypatch.setattr(type(ti2v), "noise", lambda self, seed, shape: jnp.asarray(golden["noise"]))
+    given = [Given(ti2v.encode(image[None, None])[0], 0)]
+    options = {"size": (64, 32), "frames": 9, "steps": STEPS}
+    latents = ti2v.sample_latents(PROMPT, given=given, **options)
+    np.testing.assert_allclose(latents, golden["image/latents"], atol=2e-4)
+    frames = ti2v.to_frames(latents)
+    assert frames.std() > 20 and psnr(frames, golden["image/video"]) > 50
+    # `animate` is that, with the image as it came and the step from it faded out.
+    clip = sora_jax.animate(ti2v, image, PROMPT, frames=9, steps=STEPS)
+    np.testing.assert_array_equal(clip[0], image)
+    np.testing.assert_array_equal(clip[5:], frames[0, 5:])
+
+
+def test_settings_of_5b_are_its_own(ti2v):
+    settings = ti2v.settings
+    assert (settings.fps, settings.size, settings.frames) == (24.0, (1280, 704), 121)
+    assert (settings.shift, settings.steps, settings.guidance.text) == (5.0, 50, 5.0)
+    assert settings.boundary is None
+
+
+def test_two_experts_make_the_same_video(experts, text):
+    golden = load_golden("experts.npz")
+    latents, frames = sample(experts, text, golden["noise"], guidance=None)
+    np.testing.assert_allclose(latents, golden["text/latents"], atol=2e-4)
+    assert frames.std() > 20 and psnr(frames, golden["text/video"]) > 50
+    # Both guidances and both networks matter.
+    _, other = sample(experts, text, golden["noise"], guidance=4.0)
+    assert psnr(other, golden["text/video"]) < 40
+
+
+def test_settings_of_two_experts_are_wans(experts):
+    settings = experts.settings
+    assert (settings.boundary, settings.shift, settings.steps) == (0.875, 12.0, 40)
+    assert (settings.guidance.text, settings.guidance.text_low) == (4.0, 3.0)
+    assert (settings.fps, settings.size, settings.frames) == (16.0, (1280, 720), 81)
+    assert settings.override(guidance=5.0).guidance.at_low_noise().text == 5.0
+
+
+@pytest.mark.parametrize("write", ["import", "export"])
+def test_two_experts_in_a_model_folder_are_the_same(experts, experts_folder, tmp_path, write):
+    """The golden files hold float16, so halving them changes nothing."""
+    import_open(str(experts_folder), str(tmp_path / "model"))
+    folder = tmp_path / "model"
+    if write == "export":
+        export(str(folder), str(tmp_path / "half"))
+        folder = tmp_path / "half"
+    model = sora_jax.load(folder)
+    assert set(model.params) == {"vae", "dit", "dit_low", "text"}
+    for field in dataclasses.fields(model):
+        if field.compare and field.name != "tokenizer":
+            one, other = (getattr(m, field.name) for m in (model, experts))
+            assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), one, other))
+
+
+def test_a_model_folder_of_two_experts_is_whole_or_refused(experts_folder, tmp_path):
+    import_open(str(experts_folder), str(tmp_path))
+    file = tmp_path / "model.json"
+    whole = json.loads(file.read_text())
+
+    def refused(match, **changes):
+        file.write_text(json.dumps({**whole, **changes}))
+        with pytest.raises(ValueError, match=match):
+            sora_jax.load(tmp_path)
+
+    parts = whole["parts"]
+    refused("is None, and the parts .* has both, the level and 'dit_low', or nei", boundary=None)
+    one = {name: part for name, part in parts.items() if name != "dit_low"}
+    refused("is 0.875, and the parts are .'dit', 'text', 'vae'.", parts=one)
+    unlike = {**parts, "dit_low": {**parts["dit_low"], "layers": 1}}
+    refused("of high and of low noise have different sizes", parts=unlike)
+
+
+def test_an_edit_below_the_boundary_needs_one_expert_only(experts):
+    """The other is not so much as looked up, and so need not be in memory."""
+    video = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
+    only = {name: part for name, part in experts.params.items() if name != "dit"}
+    low = dataclasses.replace(experts, params=only)
+    edits = [sora_jax.edit(model, video, PROMPT, 0.3, steps=3) for model in (experts, low)]
+    np.testing.assert_array_equal(*edits)
+    with pytest.raises(KeyError, match="dit"):
+        sora_jax.edit(low, video, PROMPT, 0.9, steps=3)
+
+
+def test_experts_take_turns_and_are_alone_in_memory(experts):
+    turns, read = take_turns(experts)
+    options = {"size": (48, 32), "frames": 5, "steps": 4, "negative": "blue"}
+    clips = [model.sample(PROMPT, **options) for model in (experts, turns)]
+    np.testing.assert_array_equal(*clips)
+    assert read == ["text", "dit", "dit_low", "vae"]
+
+
+def test_adapters_are_for_one_transformer(experts_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"has two transformers, .* for the only one of a model"):
+        sora_jax.load(experts_folder, lora=tmp_path / "lora.safetensors")
+
+
+def test_what_rolls_along_needs_one_network(experts):
+    with pytest.raises(ValueError, match="beyond models of two transformers"):
+        next(sora_jax.long_video(experts, PROMPT, 3.0, size=(48, 32), steps=2))
