@@ -15,7 +15,7 @@ from configs import clips_dit, clips_vae, shapes_dit, shapes_vae, wan
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.language.tokenizer import Tokenizer
-from sora_jax.models.dit import REMAT
+from sora_jax.models.remat import REMAT
 from sora_jax.models.vae import init_vae
 from sora_jax.pod.sizes import read_sizes
 from sora_jax.sharding import MESH_AXES, make_mesh
