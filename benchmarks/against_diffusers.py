@@ -16,7 +16,7 @@ from typing import Any
 import sora_jax
 from benchmarks import dit, text, timing, vae
 from benchmarks.turns import MATMUL, MEMORY, Worker, take_turns
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights import pipeline_config

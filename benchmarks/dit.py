@@ -13,7 +13,8 @@ import optax
 from flax import linen as nn
 
 from benchmarks.timing import measure, report
-from sora_jax.models.dit import DiT, DiTConfig, flops, init_dit
+from sora_jax.models.dit import DiT, init_dit
+from sora_jax.models.dit_config import DiTConfig, flops
 
 CONFIG = DiTConfig(width=384, layers=8, heads=6, mlp_width=1536, latent_channels=16, text_width=512)
 BATCH, SHAPE, WORDS = 2, (8, 32, 32, 16), 128

@@ -17,7 +17,9 @@ from flax import linen as nn
 import sora_jax
 from benchmarks import dit
 from benchmarks.timing import once
-from sora_jax.models.dit import DiT, DiTConfig, TextReader, init_dit
+from sora_jax.models.dit import DiT, init_dit
+from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.text_reader import TextReader
 from sora_jax.pipeline import Model
 
 STEPS = 10  # of Euler: as many calls of the network, each for the prompt and the empty one

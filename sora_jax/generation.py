@@ -12,10 +12,13 @@ from sora_jax.diffusion.flow import clean_from_velocity, expand, told_levels
 from sora_jax.diffusion.guidance import Scales, Told, guide, is_inside, restore_spread
 from sora_jax.diffusion.ring import over_windows
 from sora_jax.diffusion.solvers import Last, Step, limit_range, solve
-from sora_jax.models.dit import DiT, DiTConfig, Text, TextReader
+from sora_jax.models.dit import DiT
+from sora_jax.models.dit_blocks import Text
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig, ImageEncoder
 from sora_jax.models.pixels import to_float
 from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.text_reader import TextReader
 from sora_jax.models.vae import VAEConfig
 from sora_jax.models.vae_clips import decode_clip, decode_piece, encode_clip
 

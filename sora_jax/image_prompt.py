@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sora_jax.diffusion.conditioning import Given
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 
 
 def check(

@@ -19,7 +19,7 @@ from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
 from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.diffusion.solvers import SOLVERS, schedule, set_off
 from sora_jax.language.tokenizer import Tokenizer
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig, prepare
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, denormalise

@@ -10,7 +10,8 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from sora_jax import sharding
-from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.dit import init_dit
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig, init_image
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, init_vae

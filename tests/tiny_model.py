@@ -7,7 +7,8 @@ import numpy as np
 from flax import linen as nn
 
 from sora_jax.language import tokenizer
-from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.dit import init_dit
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.model_folder import Part, save_model

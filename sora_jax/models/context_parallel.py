@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 
 class Kernel(NamedTuple):
-    """Attention of arrays on one device, see `blockwise.forward` and `blockwise.backward`."""
+    """Attention of arrays on one device, heads first: `blockwise.forward`, `blockwise.backward`."""
 
     forward: Callable
     backward: Callable
@@ -55,7 +55,8 @@ def attend_locally(
     kernel: Kernel, names: Names, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
 ) -> jax.Array:
     """Attention of q [B, N, K, d] to k and v [B, M, K, d] that are all on this device."""
-    return _attend(kernel, names, None, q, k, v, mask)
+    q, k, v = map(_swap, (q, k, v))
+    return _swap(_attend(kernel, names, None, q, k, v, mask))
 
 
 def attend_over_context(
@@ -82,14 +83,26 @@ def attend_over_context(
     size, heads = lax.axis_size(axis), q.shape[2]
     group = math.gcd(size, heads)
     ring = Ring(axis, group, size // group) if size > group else None
+    q, k, v = map(_swap, (q, k, v))
     if group == 1:
-        return _attend(kernel, names, ring, q, k, v, mask)
+        return _swap(_attend(kernel, names, ring, q, k, v, mask))
     groups = [[first + i for i in range(group)] for first in range(0, size, group)]
     exchange = partial(lax.all_to_all, axis_name=axis, axis_index_groups=groups, tiled=True)
-    q, k, v = (exchange(x, split_axis=2, concat_axis=1) for x in (q, k, v))
+    q, k, v = (exchange(x, split_axis=1, concat_axis=2) for x in (q, k, v))
     if mask is not None:
         mask = lax.all_gather(mask, axis, axis=1, axis_index_groups=groups, tiled=True)
-    return exchange(_attend(kernel, names, ring, q, k, v, mask), split_axis=1, concat_axis=2)
+    out = _attend(kernel, names, ring, q, k, v, mask)
+    return _swap(exchange(out, split_axis=2, concat_axis=1))
+
+
+def _swap(x: jax.Array) -> jax.Array:
+    """[B, N, K, d] to [B, K, N, d], and back.
+
+    What is kept for the backward pass is then laid out as the kernels want it. In any other order
+    the TPU compiler chooses that layout as well, but not everywhere, and turns it around on the way
+    from and to the host.
+    """
+    return x.swapaxes(1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -121,7 +134,7 @@ def _ring_forward(kernel, ring, q, k, v, mask):
     def merge(out, lse, keys):
         share, share_lse = kernel.forward(q, *keys)
         both = jnp.logaddexp(lse, share_lse)
-        kept, added = (jnp.exp(x - both).swapaxes(1, 2)[..., None] for x in (lse, share_lse))
+        kept, added = (jnp.exp(x - both)[..., None] for x in (lse, share_lse))
         return out * kept + share.astype(jnp.float32) * added, both
 
     def hop(carry, _):
@@ -130,7 +143,7 @@ def _ring_forward(kernel, ring, q, k, v, mask):
         return (*merge(out, lse, keys), following), None
 
     # Not minus infinity: where all keys of a share are masked, differences must stay numbers.
-    lse = jnp.full((q.shape[0], q.shape[2], q.shape[1]), jnp.finfo(jnp.float32).min, jnp.float32)
+    lse = jnp.full(q.shape[:3], jnp.finfo(jnp.float32).min, jnp.float32)
     carry = (jnp.zeros(q.shape, jnp.float32), lse, (k, v, mask))
     (out, lse, keys), _ = lax.scan(hop, carry, length=ring.hops - 1)
     out, lse = merge(out, lse, keys)

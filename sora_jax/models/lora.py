@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
-from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.dit import init_dit
+from sora_jax.models.dit_config import DiTConfig
 
 # What config.lora.targets may name, and the layers that each stands for.
 TARGETS = {

@@ -32,7 +32,7 @@ def forward(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """See `blockwise.forward`."""
-    n = q.shape[1]
+    n = q.shape[2]
     operands, segments = _operands(q, k, v, mask)
     kernel = _kernel(operands[0].shape[2], operands[1].shape[2])
 
@@ -44,7 +44,7 @@ def forward(
 
     out, lse = jax.vmap(clip)(*operands, segments)
     # The kernel's logarithms are of base 2.
-    return out.swapaxes(1, 2)[:, :n], lse[..., :n] * math.log(2.0)
+    return out[:, :, :n], lse[..., :n] * math.log(2.0)
 
 
 def backward(
@@ -57,12 +57,12 @@ def backward(
     grad: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `blockwise.backward`."""
-    n, m, scale = q.shape[1], k.shape[1], q.shape[-1] ** -0.5
+    n, m, scale = q.shape[2], k.shape[2], q.shape[-1] ** -0.5
     operands, segments = _operands(q, k, v, mask)
     kernel = _kernel(operands[0].shape[2], operands[1].shape[2])
     # Rows past the end have no gradient, and so no say in the others'.
-    out, grad = (_heads_first(_pad(x, _padded(n))) for x in (out, grad))
-    lse = jnp.pad(lse / math.log(2.0), [(0, 0), (0, 0), (0, _padded(n) - n)])
+    out, grad = (_pad(x, _padded(n), axis=2) for x in (out, grad))
+    lse = _pad(lse / math.log(2.0), _padded(n), axis=2)
 
     def clip(q, k, v, segments, out, grad, lse):
         residuals = (q, k, v, segments, None, out, lse, kernel.masks[1])
@@ -72,7 +72,7 @@ def backward(
 
     dq, dk, dv = jax.vmap(clip)(*operands, segments, out, grad.astype(q.dtype), lse)
     dq = (dq.astype(jnp.float32) * scale).astype(q.dtype)
-    return tuple(x.swapaxes(1, 2)[:, :size] for x, size in ((dq, n), (dk, m), (dv, m)))
+    return tuple(x[:, :, :size] for x, size in ((dq, n), (dk, m), (dv, m)))
 
 
 class _Kernel(NamedTuple):
@@ -119,25 +119,23 @@ def _kernel(n: int, m: int) -> _Kernel:
 
 def _operands(q, k, v, mask):
     """Scaled queries, keys and values [B, K, N, d], padded, and which of them belong together."""
-    (b, n), m = q.shape[:2], k.shape[1]
+    b, n, m = q.shape[0], q.shape[2], k.shape[2]
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(k.dtype)
     sizes = _padded(n), _padded(m)
-    q, k, v = (_heads_first(_pad(x, size)) for x, size in zip((q, k, v), (*sizes, sizes[1])))
+    q, k, v = (_pad(x, size, axis=2) for x, size in zip((q, k, v), (*sizes, sizes[1])))
     if mask is None and sizes[1] == m:
         return (q, k, v), None
     mask = jnp.ones((b, m), bool) if mask is None else mask
     segments = _library().SegmentIds(
-        q=jnp.ones((b, sizes[0]), jnp.int32), kv=_pad(mask, sizes[1]).astype(jnp.int32)
+        q=jnp.ones((b, sizes[0]), jnp.int32), kv=_pad(mask, sizes[1], axis=1).astype(jnp.int32)
     )
     return (q, k, v), segments
 
 
-def _heads_first(x):
-    return x.swapaxes(1, 2)
-
-
-def _pad(x, size):
-    return jnp.pad(x, [(0, 0), (0, size - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
+def _pad(x, size, axis):
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = 0, size - x.shape[axis]
+    return jnp.pad(x, widths)
 
 
 def _block(n: int) -> int:

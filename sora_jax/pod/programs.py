@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from sora_jax.diffusion.guidance import Scales, tellings
 from sora_jax.diffusion.solvers import euler_step
 from sora_jax.generation import Program, Seen, generate, read
-from sora_jax.models.dit import flops, init_dit
+from sora_jax.models.dit import init_dit
+from sora_jax.models.dit_config import flops
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.lora import LoRAConfig
 from sora_jax.models.text import flops as text_flops

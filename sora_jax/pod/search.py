@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from sora_jax.models.dit import REMAT
+from sora_jax.models.remat import REMAT
 from sora_jax.pod.checks import batch_ways, bytes_a_chip, check_division
 from sora_jax.pod.chips import GIB, Slice
 from sora_jax.pod.compiling import Plan, compile_plan, plan_mesh, trace
@@ -37,7 +37,7 @@ class Candidate:
 
     Attributes:
       mesh: size of each of MESH_AXES.
-      remat: a key of `models.dit.REMAT`, or "" for a network without.
+      remat: a key of `models.remat.REMAT`, or "" for a network without.
       bound: bytes a chip that it takes at the least.
       guess: seconds of a step, for ranking only.
     """

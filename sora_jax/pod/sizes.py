@@ -10,7 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sora_jax.buckets import Bucket, batch_size
-from sora_jax.models.dit import REMAT, DiTConfig
+from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.remat import REMAT
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.clips import option, read_buckets

@@ -17,7 +17,8 @@ from sora_jax.diffusion.flow import (
     token_shift,
     told_levels,
 )
-from sora_jax.models.dit import DiT, DiTConfig, attention_flops, flops, init_dit
+from sora_jax.models.dit import DiT, init_dit
+from sora_jax.models.dit_config import DiTConfig, attention_flops, flops
 from sora_jax.models.lora import LoRAConfig, init_lora, scaled
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, encode_frames
@@ -103,7 +104,7 @@ class DiTTask:
       window: clips of more latent frames are trained as windows of so many from their middle, which
         is what rolling and extending see; 0 takes every clip whole.
       frozen: {"vae": parameters, "latent_mean", "latent_std"}, and "text" if it is not trained.
-      remat: what the backward pass keeps of a block, see `models.dit.REMAT`.
+      remat: what the backward pass keeps of a block, see `models.remat.REMAT`.
       tokenizer, settings: go into the model folder.
       start: parameters to start from; None to draw them.
       precomputed: what of `frozen` was at work on the batches before; for the model folder.

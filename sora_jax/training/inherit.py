@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from sora_jax.buckets import make_buckets
 from sora_jax.diffusion.settings import ModelSettings
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights.model_folder import find_model, load_description
 from sora_jax.weights.settings import from_settings

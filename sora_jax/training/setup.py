@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from sora_jax.data.identity import check_vae
 from sora_jax.diffusion.conditioning import check_weights
-from sora_jax.models.dit import REMAT, DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.lora import LoRAConfig, init_lora
+from sora_jax.models.remat import REMAT
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.training.adversarial_task import AdversarialTask

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.dit import init_dit
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights.model_folder import find_model

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sora_jax.language.tokenizer import save_for_transformers
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights import pipeline_config

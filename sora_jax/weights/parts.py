@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.dit import init_dit
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig, init_image
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, init_vae

@@ -6,7 +6,7 @@ What they do not say is as diffusers has it by default, and that is how the netw
 from collections.abc import Sequence
 from typing import Any
 
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 

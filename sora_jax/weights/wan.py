@@ -10,7 +10,7 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig

@@ -4,7 +4,7 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights.pipeline_config import PREDICTIONS
 from sora_jax.weights.tensor_files import read_json

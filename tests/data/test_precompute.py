@@ -19,7 +19,7 @@ from sora_jax.data.identity import check_vae
 from sora_jax.data.latents import LatentDataset
 from sora_jax.data.precompute import precompute
 from sora_jax.data.progress import Progress
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.training.clips import make_source
 from sora_jax.training.dit_task import DiTTask, NoiseConfig

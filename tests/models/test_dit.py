@@ -10,7 +10,10 @@ import pytest
 from flax import linen as nn
 from golden import load_golden
 
-from sora_jax.models.dit import Block, DiT, DiTConfig, Text, TextReader, flops, init_dit
+from sora_jax.models.dit import DiT, init_dit
+from sora_jax.models.dit_blocks import Block, Text
+from sora_jax.models.dit_config import DiTConfig, flops
+from sora_jax.models.text_reader import TextReader
 from sora_jax.weights.diffusers import dit_from_diffusers
 
 CONFIG = DiTConfig(

@@ -15,8 +15,8 @@ CASES = [(256, 256, 2, False), (300, 200, 1, False), (130, 257, 2, True)]
 
 def make(n, m, heads, masked):
     rng = np.random.default_rng(0)
-    q, grad = (rng.standard_normal((2, n, heads, 128)).astype(np.float32) for _ in range(2))
-    k, v = (rng.standard_normal((2, m, heads, 128)).astype(np.float32) for _ in range(2))
+    q, grad = (rng.standard_normal((2, heads, n, 128)).astype(np.float32) for _ in range(2))
+    k, v = (rng.standard_normal((2, heads, m, 128)).astype(np.float32) for _ in range(2))
     mask = rng.random((2, m)) < 0.6 if masked else None
     return q, k, v, mask, grad
 
@@ -56,10 +56,10 @@ def test_the_backward_pass_takes_a_share_of_the_keys():
     wanted = jax.jit(blockwise.backward)(q, k, v, mask, out, lse, grad)
     backward = jax.jit(splash.backward)
     first, second = (
-        backward(q, k[:, part], v[:, part], mask[:, part], out, lse, grad)
+        backward(q, k[:, :, part], v[:, :, part], mask[:, part], out, lse, grad)
         for part in (np.s_[:128], np.s_[128:])
     )
     np.testing.assert_allclose(first[0] + second[0], wanted[0], atol=1e-5 * np.abs(wanted[0]).max())
     for i in (1, 2):
-        found = np.concatenate([first[i], second[i]], axis=1)
+        found = np.concatenate([first[i], second[i]], axis=2)
         np.testing.assert_allclose(found, wanted[i], atol=1e-5 * np.abs(wanted[i]).max())

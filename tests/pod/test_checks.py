@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import shapes_dit, wan
-from sora_jax.models.dit import flops
+from sora_jax.models.dit_config import flops
 from sora_jax.pod.checks import bytes_a_chip, check_division, check_state
 from sora_jax.pod.chips import CHIPS, GIB, Slice, devices, read_slice
 from sora_jax.pod.programs import sample_work, train_work

@@ -14,7 +14,7 @@ from sora_jax.data.loader import make_loader
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.models import attention
 from sora_jax.models.discriminator import Discriminator
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.pixels import to_float
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAE as VAENetwork

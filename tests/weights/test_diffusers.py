@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 from golden import load_golden
 
-from sora_jax.models.dit import DiTConfig, init_dit
+from sora_jax.models.dit import init_dit
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.diffusers import (

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sora_jax
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.weights import exporting
 from sora_jax.weights.__main__ import export_pipeline, import_open
 from sora_jax.weights.diffusers import list_entries

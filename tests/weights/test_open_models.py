@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sora_jax.models.dit import DiTConfig
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig
 from sora_jax.weights.diffusers import (
     dit_to_diffusers,
