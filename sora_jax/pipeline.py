@@ -13,7 +13,7 @@ import numpy as np
 
 from sora_jax import generation, image_prompt
 from sora_jax.diffusion.conditioning import Given, lay
-from sora_jax.diffusion.experts import LOW, split
+from sora_jax.diffusion.experts import split
 from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
 from sora_jax.diffusion.settings import ModelSettings, read_settings
@@ -26,9 +26,14 @@ from sora_jax.models.vae import VAEConfig, denormalise
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.in_turn import InTurn
 from sora_jax.weights.lora import check_lora, merge_lora
-from sora_jax.weights.lora_folder import find_adapted
+from sora_jax.weights.lora_folder import take_adapters
 from sora_jax.weights.model_folder import find_model
-from sora_jax.weights.parts import Parts, check_vocabulary, open_parts
+from sora_jax.weights.parts import (
+    check_fit,
+    check_one_transformer,
+    check_vocabulary,
+    open_parts,
+)
 from sora_jax.weights.tensor_files import as_dtype
 from sora_jax.weights.wan_settings import OWN_SETTINGS
 
@@ -353,21 +358,10 @@ def load(
     """
     kept = as_dtype(dtype)
     folder = find_model(PRETRAINED if source is None else fetch(source))
-    adapted = find_adapted(folder)
-    if adapted is not None:
-        if lora is not None:
-            raise ValueError(
-                f"{folder} is of a LoRA run and has adapters already; leave out those of {lora}, "
-                f"or give the model {adapted.base}"
-            )
-        folder, lora = adapted.base, adapted.file
+    folder, lora, adapted = take_adapters(folder, lora)
     parts = open_parts(folder, kept)
     if lora is not None:
-        if LOW in parts.configs:
-            raise ValueError(
-                f"{folder} has two transformers, for high and for low noise, and the adapters of "
-                f"{lora} are for the only one of a model; leave them out, or give their model"
-            )
+        check_one_transformer(folder, parts, lora)
         check_lora(lora, parts.configs["dit"])
         if kept == np.int8:
             raise ValueError(
@@ -375,7 +369,7 @@ def load(
                 "them first: python -m sora_jax.weights export --lora"
             )
     tokenizer = Tokenizer.from_file(parts.tokenizer)
-    _check_parts(folder, parts)
+    check_fit(folder, parts)
     check_vocabulary(folder, tokenizer.vocabulary, parts.configs["text"])
     settings = parts.settings if adapted is None else adapted.settings
     described = (folder if adapted is None else adapted.file.parent) / "model.json"
@@ -399,27 +393,3 @@ def load(
         read_settings(settings, described),
         parts.configs.get("image"),
     )
-
-
-def _check_parts(folder: pathlib.Path, parts: Parts) -> None:
-    """Raises ValueError where parts that are whole by themselves do not fit each other."""
-    vae, dit, text = (parts.configs[part] for part in ("vae", "dit", "text"))
-    image = parts.configs.get("image")
-    channels = vae.latent_channels
-    beside = vae.temporal_stride + channels if dit.image_channels else 0
-    image_width = image.width if image else 0
-    tokens = 2 * image.tokens if image and dit.image_positions else 0
-    for what, given, fits in (
-        ("latent_channels of the dit", dit.latent_channels, channels),
-        ("length of latent_mean", parts.mean.size, channels),
-        ("length of latent_std", parts.std.size, channels),
-        ("text_width of the dit", dit.text_width, text.width),
-        ("image_channels of the dit", dit.image_channels, beside),
-        ("image_width of the dit", dit.image_width, image_width),
-        ("image_positions of the dit", dit.image_positions, tokens),
-    ):
-        if given != fits:
-            raise ValueError(
-                f"{folder}: the {what} is {given}, and the parts beside it need {fits}; they are "
-                "of different models: take all of them from one"
-            )

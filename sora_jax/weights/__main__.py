@@ -1,7 +1,7 @@
 """Writes a model elsewhere, or open weights as a model:
 
 python -m sora_jax.weights export --checkpoint=FOLDER --output=FOLDER [--lora=FILE]
-python -m sora_jax.weights export --to=diffusers --checkpoint=FOLDER --output=FOLDER
+python -m sora_jax.weights export --to=diffusers --checkpoint=FOLDER --output=FOLDER [--lora=FILE]
 python -m sora_jax.weights import --source=FOLDER --output=FOLDER [--dtype=bfloat16]
 
 What is exported is a model folder with float16 parameters, half the size: what one hands on. Or it
@@ -61,12 +61,14 @@ def export(source: str, output: str, *, lora: str | None = None) -> None:
     save_model(output, parts, settings, tokenizer=model.tokenizer, dtype=np.float16)
 
 
-def export_pipeline(source: str, output: str) -> str:
-    """Writes a model folder as the folder of a diffusers `WanPipeline`.
+def export_pipeline(source: str, output: str, *, lora: str | None = None) -> str:
+    """Writes a model folder as the folder of a diffusers pipeline.
 
     Args:
-      source: model folder, or work folder of a run.
+      source: model folder, or work folder of a run; that of a LoRA run is written as one with its
+        model.
       output: folder to make.
+      lora: adapters to add to the transformer, see `sora_jax.load`.
 
     Returns:
       How it is called there to sample as it does here, and what there is no field for.
@@ -76,26 +78,41 @@ def export_pipeline(source: str, output: str) -> str:
         nothing is written then.
     """
     folder = find_model(source)
-    model = open_folder(folder)
+    model = open_folder(folder, lora)
     settings = read_settings(model.settings, folder / "model.json")
     vocabulary = Tokenizer.from_file(model.tokenizer).vocabulary
     check_vocabulary(folder, vocabulary, model.configs["text"])
-    (width, height), frames = settings.size, settings.frames
-    latents = model.configs["vae"].latent_shape(frames, height, width)
-    tokens = math.prod(model.configs["dit"].grid(latents[:3]))
-    shift = settings.shift_for(tokens)
+    latents = model.configs["vae"].latent_shape(settings.frames, *settings.size[::-1])
+    dit = model.configs["dit"]
+    shift = settings.shift_for(math.prod(dit.grid(latents[:3])))
     write_pipeline(model, pathlib.Path(output).expanduser(), shift)
-    negative = f"negative_prompt={settings.negative!r}, " if settings.negative else ""
-    lost = [name for name, value in _without_field(settings).items() if value]
+    sees = bool(dit.image_channels)
+    lost = [name for name, value in _without_field(settings, sees=sees).items() if value]
+    no_field = f"no field for {', '.join(lost)}" if lost else "fields for all of it"
     return (
-        f"pipeline(PROMPT, {negative}width={width}, height={height}, num_frames={frames}, "
-        f"num_inference_steps={settings.steps}, guidance_scale={settings.guidance.text:g}, "
-        f"max_sequence_length={settings.text_length}) makes {settings.fps:g} frames a second with "
-        f"UniPC at a shift of {shift:.4g}; diffusers has no field for {', '.join(lost)}"
+        f"{_call(settings, sees=sees)} makes {settings.fps:g} frames a second with UniPC at a "
+        f"shift of {shift:.4g}; diffusers has {no_field}"
     )
 
 
-def _without_field(settings: ModelSettings) -> dict[str, bool]:
+def _call(settings: ModelSettings, *, sees: bool) -> str:
+    """How a pipeline is called to sample as the settings say."""
+    (width, height), guidance = settings.size, settings.guidance
+    arguments = {
+        "negative_prompt": repr(settings.negative) if settings.negative else None,
+        "width": width,
+        "height": height,
+        "num_frames": settings.frames,
+        "num_inference_steps": settings.steps,
+        "guidance_scale": f"{guidance.text:g}",
+        "guidance_scale_2": None if guidance.text_low is None else f"{guidance.text_low:g}",
+        "max_sequence_length": settings.text_length,
+    }
+    given = ", ".join(f"{name}={value}" for name, value in arguments.items() if value is not None)
+    return f"pipeline({'IMAGE, ' if sees else ''}PROMPT, {given})"
+
+
+def _without_field(settings: ModelSettings, *, sees: bool) -> dict[str, bool]:
     """Ways to sample that no file of diffusers can say, and whether the model has them."""
     guidance = settings.guidance
     return {
@@ -104,7 +121,7 @@ def _without_field(settings: ModelSettings) -> dict[str, bool]:
         "levels between whole thousandths": settings.level_grid != 1000,
         "an interval of guidance": guidance.has_interval,
         "rescaled guidance": guidance.rescale > 0,
-        "a level for each frame and so given frames": True,
+        "a level for each frame and so given frames": not sees,
     }
 
 
@@ -145,7 +162,8 @@ def run(argv: list[str]) -> None:
         if argv[1] == "import":
             import_open(values.source, values.output, dtype=values.dtype)
         elif values.to == "diffusers":
-            print(f"{values.output}: {export_pipeline(values.checkpoint, values.output)}")
+            said = export_pipeline(values.checkpoint, values.output, lora=values.lora)
+            print(f"{values.output}: {said}")
         else:
             export(values.checkpoint, values.output, lora=values.lora)
     except (ValueError, OSError) as error:

@@ -13,25 +13,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sora_jax.language.tokenizer import save_for_transformers
-from sora_jax.models.dit_config import DiTConfig
-from sora_jax.models.text import TextConfig
-from sora_jax.models.vae import VAEConfig
 from sora_jax.weights import pipeline_config
-from sora_jax.weights.diffusers import check_shapes, list_entries
+from sora_jax.weights.diffusers import list_entries
+from sora_jax.weights.lora import lora_products
+from sora_jax.weights.lora_folder import BASE, take_adapters
 from sora_jax.weights.model_folder import load_description
-from sora_jax.weights.settings import from_settings
+from sora_jax.weights.parts import check_fit, check_one_transformer, open_parts
 from sora_jax.weights.tensor_files import INDEX, Stored, list_tensors, read_tensor, write_tensors
 from sora_jax.weights.wan_settings import OWN_SETTINGS
 
-_CONFIGS = {"vae": VAEConfig, "dit": DiTConfig, "text": TextConfig}
-# Folder and stem of the files of each part.
+# Folder and stem of the files of each part, the first three of which every model has.
 _PLACES = {
     "vae": ("vae", "diffusion_pytorch_model"),
     "dit": ("transformer", "diffusion_pytorch_model"),
     "text": ("text_encoder", "model"),
+    "dit_low": ("transformer_2", "diffusion_pytorch_model"),
+    "image": ("image_encoder", "model"),
 }
+_NEEDED = {"vae", "dit", "text"}
 # Bytes of numbers in a file; what is larger is divided, as diffusers' own files are.
 _SHARD = 5_000_000_000
+# What a description holds besides settings.
+_NOT_SETTINGS = ("format", "parts", *BASE)
 # Without it older releases of transformers refuse a file.
 _METADATA = {"format": "pt"}
 
@@ -40,8 +43,9 @@ class FolderModel(NamedTuple):
     """A model folder of which nothing but descriptions and headers is read.
 
     Attributes:
-      configs: sizes of the "vae", "dit" and "text".
+      configs: sizes of each part, see `weights.parts.Parts`.
       tensors: of each by our paths.
+      products: what adapters add to the transformer, see `weights.lora.lora_products`.
       settings: what model.json holds besides its parts.
       mean, std: of the channels of latents.
       tokenizer: its tokenizer.json.
@@ -49,6 +53,7 @@ class FolderModel(NamedTuple):
 
     configs: dict[str, Any]
     tensors: dict[str, dict[str, Stored]]
+    products: dict[str, list[Callable[[], np.ndarray]]]
     settings: dict[str, Any]
     mean: list[float]
     std: list[float]
@@ -69,58 +74,54 @@ class _Tensor(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def open_folder(folder: pathlib.Path) -> FolderModel:
+def open_folder(folder: pathlib.Path, lora: pathlib.Path | str | None = None) -> FolderModel:
     """Reads descriptions and headers of a model folder and checks all names and shapes.
 
+    Args:
+      folder: of a model, or of a LoRA run, whose adapters are added to its model.
+      lora: adapters to add.
+
     Raises:
-      FileNotFoundError, ValueError: a file is missing, damaged, or of a model that diffusers' text
-        to video has no place for.
+      FileNotFoundError, ValueError: a file is missing, damaged, or of a model that diffusers has no
+        place for.
     """
+    folder, lora, adapted = take_adapters(folder, lora)
     description = load_description(folder)
-    parts = description.get("parts", {})
-    if set(parts) != set(_CONFIGS):
+    described = description.get("parts", {})
+    if not _NEEDED <= set(described) <= set(_PLACES):
         raise ValueError(
-            f"{folder} has the parts {sorted(parts)}, and a pipeline is made of {sorted(_CONFIGS)} "
-            "and no others: give the model of a run of the transformer, such as WORKDIR/model"
+            f"{folder} has the parts {sorted(described)}, and a pipeline is made of "
+            f"{sorted(_NEEDED)} and at most {sorted(set(_PLACES) - _NEEDED)} besides: give the "
+            "model of a run of the transformer, such as WORKDIR/model"
         )
-    settings = {k: v for k, v in description.items() if k not in ("format", "parts")}
-    try:
-        vae = dict(parts["vae"])
-        mean, std = vae.pop("latent_mean"), vae.pop("latent_std")
-        configs = {k: from_settings(_CONFIGS[k], {**parts, "vae": vae}[k]) for k in _CONFIGS}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/model.json: {error}; write the model folder again") from error
-    vae, dit, text = (configs[part] for part in ("vae", "dit", "text"))
-    if dit.image_channels:
+    parts = open_parts(folder, None)
+    check_fit(folder, parts)
+    stride = parts.configs["vae"].temporal_stride
+    if stride != 4:
         raise ValueError(
-            f"{folder}: its transformer sees {dit.image_channels} channels of images beside the "
-            "noise, and what is exported is text to video; it cannot be exported"
+            f"{folder}: its VAE makes a latent frame of {stride} frames, and that of diffusers of "
+            "4 always; it cannot be exported"
         )
-    for what, one, other in (
-        ("latent channels", dit.latent_channels, vae.latent_channels),
-        ("means and deviations of latents", len(mean), vae.latent_channels),
-        ("means and deviations of latents", len(std), vae.latent_channels),
-        ("text features", dit.text_width, text.width),
-    ):
-        if one != other:
-            raise ValueError(f"{folder}: {one} and {other} {what} do not fit; take parts of one")
-    if vae.temporal_stride != 4:
-        raise ValueError(
-            f"{folder}: its VAE makes a latent frame of {vae.temporal_stride} frames, and that of "
-            "diffusers of 4 always; it cannot be exported"
-        )
-    tensors = {part: list_tensors(folder, part) for part in configs}
-    for part, config in configs.items():
-        wanted = {entry.path: entry.shape for entry in list_entries(part, config)}
-        try:
-            check_shapes({path: stored.shape for path, stored in tensors[part].items()}, wanted)
-        except ValueError as error:
-            raise ValueError(f"{folder}/{part}.safetensors: {error}") from error
-    return FolderModel(configs, tensors, settings, mean, std, folder / "tokenizer.json")
+    products = {}
+    if lora is not None:
+        check_one_transformer(folder, parts, lora)
+        products = lora_products(lora, parts.configs["dit"])
+    settings = description if adapted is None else adapted.settings
+    # Numbers as they are written, where `parts` has rounded them.
+    mean, std = (described["vae"][f"latent_{name}"] for name in ("mean", "std"))
+    return FolderModel(
+        parts.configs,
+        {part: list_tensors(folder, part) for part in parts.configs},
+        products,
+        {name: value for name, value in settings.items() if name not in _NOT_SETTINGS},
+        mean,
+        std,
+        parts.tokenizer,
+    )
 
 
 def write_pipeline(model: FolderModel, output: pathlib.Path, shift: float) -> None:
-    """Writes a model as the folder of a WanPipeline; where that fails, nothing is left.
+    """Writes a model as the folder of a pipeline; where that fails, nothing is left.
 
     Beside diffusers' files `OWN_SETTINGS` holds what these have no field for, for the way back.
 
@@ -133,36 +134,69 @@ def write_pipeline(model: FolderModel, output: pathlib.Path, shift: float) -> No
       ValueError: the output exists, is too small, or a file is damaged.
     """
     vae, dit, text = (model.configs[part] for part in ("vae", "dit", "text"))
+    image, boundary = model.configs.get("image"), model.settings.get("boundary")
     tensors = {
-        part: _list_theirs(model.tensors[part], part, config)
+        part: _list_theirs(
+            model.tensors[part], part, config, model.products if part == "dit" else {}
+        )
         for part, config in model.configs.items()
     }
+    descriptions = {
+        "model_index.json": pipeline_config.pipeline_index(dit, vae, image, boundary),
+        "transformer/config.json": pipeline_config.dit_config(dit),
+        "vae/config.json": pipeline_config.vae_config(vae, model.mean, model.std),
+        "text_encoder/config.json": pipeline_config.text_config(text),
+        "scheduler/scheduler_config.json": pipeline_config.scheduler_config(shift, dit.prediction),
+        OWN_SETTINGS: {"flow_shift": shift, "settings": model.settings},
+    }
+    if boundary is not None:
+        descriptions["transformer_2/config.json"] = pipeline_config.dit_config(dit)
+    if image is not None:
+        descriptions["image_encoder/config.json"] = pipeline_config.image_config(image)
+        processor = pipeline_config.processor_config(image)
+        descriptions["image_processor/preprocessor_config.json"] = processor
     with _made(output, sum(x.size for part in tensors.values() for x in part)) as scratch:
-        for name, value in {
-            "model_index.json": pipeline_config.pipeline_index(),
-            "transformer/config.json": pipeline_config.dit_config(dit),
-            "vae/config.json": pipeline_config.vae_config(vae, model.mean, model.std),
-            "text_encoder/config.json": pipeline_config.text_config(text),
-            "scheduler/scheduler_config.json": pipeline_config.scheduler_config(
-                shift, dit.prediction
-            ),
-            OWN_SETTINGS: {"flow_shift": shift, "settings": model.settings},
-        }.items():
+        for name, value in descriptions.items():
             (scratch / name).parent.mkdir(exist_ok=True)
             _write_json(scratch / name, value)
         save_for_transformers(model.tokenizer, scratch / "tokenizer")
-        for part, (folder, stem) in _PLACES.items():
-            _write_shards(scratch / folder, stem, tensors[part])
+        for part, theirs in tensors.items():
+            folder, stem = _PLACES[part]
+            _write_shards(scratch / folder, stem, theirs)
 
 
-def _list_theirs(tensors: dict[str, Stored], part: str, config: Any) -> list[_Tensor]:
+def _list_theirs(
+    tensors: dict[str, Stored],
+    part: str,
+    config: Any,
+    products: dict[str, list[Callable[[], np.ndarray]]],
+) -> list[_Tensor]:
     result = []
     for entry in list_entries(part, config):
         stored, shape = tensors[entry.path], entry.their_shape()
         for layer, name in enumerate(entry.names()):
             read = functools.partial(read_tensor, stored, layer if entry.stacked else None)
-            result.append(_Tensor(name, shape, stored.dtype, read, entry.layout.theirs))
+            reorder = entry.layout.theirs
+            if name in products:
+                reorder = functools.partial(_add, reorder, products[name], name)
+            result.append(_Tensor(name, shape, stored.dtype, read, reorder))
     return result
+
+
+def _add(
+    reorder: Callable[[np.ndarray], np.ndarray],
+    products: list[Callable[[], np.ndarray]],
+    name: str,
+    x: np.ndarray,
+) -> np.ndarray:
+    """A tensor of diffusers with its adapters, in the dtype that it has without."""
+    total = np.float32(reorder(x))
+    for product in products:
+        total = total + product()
+    merged = total.astype(x.dtype)
+    if not np.isfinite(np.float32(merged)).all():
+        raise ValueError(f"{name!r} with its adapters is beyond what {x.dtype} holds")
+    return merged
 
 
 def _write_shards(folder: pathlib.Path, stem: str, tensors: list[_Tensor]) -> None:

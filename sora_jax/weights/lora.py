@@ -6,11 +6,12 @@ alpha is the rank, which is what a reader takes it for that is told nothing.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,9 @@ _INSTEAD = "only low-rank adapters of the transformer's matrices are read"
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """A matrix that may have an adapter: its path here, the layer, the order of its axes."""
+    """A matrix that may have an adapter: its names there and here, the layer, its axes' order."""
 
+    name: str
     path: str
     layer: int | None
     ours: Reorder
@@ -112,9 +114,28 @@ def merge_lora(params: Any, file: pathlib.Path | str, config: DiTConfig) -> None
     flat = traverse_util.flatten_dict(params, sep="/")
     for name, one in adapters.items():
         place = places[name]
-        a, b = (np.float32(read_tensor(stored)) for stored in (one.a, one.b))
         kernel = flat[place.path] if place.layer is None else flat[place.path][place.layer]
-        kernel[...] = np.float32(kernel) + place.ours(np.float32(scales[name]) * (b @ a))
+        kernel[...] = np.float32(kernel) + place.ours(_product(one, scales[name]))
+
+
+def lora_products(
+    file: pathlib.Path | str, config: DiTConfig
+) -> dict[str, list[Callable[[], np.ndarray]]]:
+    """What the adapters of a file add to a transformer, by diffusers' names of its tensors.
+
+    Each is float32 [output, input] and read when it is asked for. Raises what `merge_lora` does.
+    """
+    adapters, scales, places = _open(file, config)
+    products = {}
+    for name, one in adapters.items():
+        product = functools.partial(_product, one, scales[name])
+        products.setdefault(places[name].name, []).append(product)
+    return products
+
+
+def _product(adapter: _Adapter, scale: float) -> np.ndarray:
+    a, b = (np.float32(read_tensor(stored)) for stored in (adapter.a, adapter.b))
+    return np.float32(scale) * (b @ a)
 
 
 def check_lora(file: pathlib.Path | str, config: DiTConfig) -> None:
@@ -142,7 +163,7 @@ def _places(config: DiTConfig) -> dict[str, _Place]:
             continue
         for layer, name in enumerate(entry.names()):
             layer = layer if entry.stacked else None
-            place = _Place(entry.path, layer, entry.layout.ours, entry.their_shape())
+            place = _Place(name, entry.path, layer, entry.layout.ours, entry.their_shape())
             module = name.removesuffix(".weight")
             places[_plain(module)] = places[_plain(to_original_name(module))] = place
     return places

@@ -17,6 +17,9 @@ from sora_jax.weights.lora import FILE
 from sora_jax.weights.model_folder import LORA_FORMAT, load_description, replaced
 from sora_jax.weights.tensor_files import read_json
 
+# What model.json says of the model that adapters are for: its folder, its transformer's checksum.
+BASE = "base", "base_transformer_sha256"
+
 
 class Adapted(NamedTuple):
     """What the folder of a LoRA run says.
@@ -63,8 +66,7 @@ def save_lora(
     """
     description = {
         "format": LORA_FORMAT,
-        "base": str(pathlib.Path(base).expanduser().resolve()),
-        "base_transformer_sha256": sha256,
+        **dict(zip(BASE, (str(pathlib.Path(base).expanduser().resolve()), sha256))),
         **settings,
     }
     with replaced(folder) as scratch:
@@ -103,3 +105,26 @@ def find_adapted(folder: pathlib.Path) -> Adapted | None:
             f"one now; if it was moved, {remedy}"
         )
     return Adapted(base, folder / FILE, said)
+
+
+def take_adapters(
+    folder: pathlib.Path, lora: pathlib.Path | str | None
+) -> tuple[pathlib.Path, pathlib.Path | str | None, Adapted | None]:
+    """The model that is meant, the adapters to add to it if any, and what a LoRA run says.
+
+    Args:
+      folder: of a model or of a LoRA run, which has its adapters.
+      lora: adapters that are asked for.
+
+    Raises:
+      FileNotFoundError, ValueError: what `find_adapted` raises, or adapters for one that has them.
+    """
+    adapted = find_adapted(folder)
+    if adapted is None:
+        return folder, lora, None
+    if lora is not None:
+        raise ValueError(
+            f"{folder} is of a LoRA run and has adapters already; leave out those of {lora}, "
+            f"or give the model {adapted.base}"
+        )
+    return adapted.base, adapted.file, adapted

@@ -168,6 +168,39 @@ def _has_two(folder: Path, description: dict[str, Any]) -> bool:
     return boundary is not None
 
 
+def check_fit(folder: Path, parts: Parts) -> None:
+    """Raises ValueError where parts that are whole by themselves do not fit each other."""
+    vae, dit, text = (parts.configs[part] for part in ("vae", "dit", "text"))
+    image = parts.configs.get("image")
+    channels = vae.latent_channels
+    beside = vae.temporal_stride + channels if dit.image_channels else 0
+    image_width = image.width if image else 0
+    tokens = 2 * image.tokens if image and dit.image_positions else 0
+    for what, given, fits in (
+        ("latent_channels of the dit", dit.latent_channels, channels),
+        ("length of latent_mean", parts.mean.size, channels),
+        ("length of latent_std", parts.std.size, channels),
+        ("text_width of the dit", dit.text_width, text.width),
+        ("image_channels of the dit", dit.image_channels, beside),
+        ("image_width of the dit", dit.image_width, image_width),
+        ("image_positions of the dit", dit.image_positions, tokens),
+    ):
+        if given != fits:
+            raise ValueError(
+                f"{folder}: the {what} is {given}, and the parts beside it need {fits}; they are "
+                "of different models: take all of them from one"
+            )
+
+
+def check_one_transformer(folder: Path, parts: Parts, lora: Path) -> None:
+    """Raises ValueError where adapters, which are for one transformer, are for a model of two."""
+    if "dit_low" in parts.configs:
+        raise ValueError(
+            f"{folder} has two transformers, for high and for low noise, and the adapters of "
+            f"{lora} are for the only one of a model; leave them out, or give their model"
+        )
+
+
 def check_vocabulary(folder: Path, ids: int, text: TextConfig) -> None:
     """Raises ValueError unless the text encoder of a model folder knows all ids of its tokenizer.
 

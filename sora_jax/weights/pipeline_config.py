@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.image import ImageConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 
@@ -16,20 +17,34 @@ _VERSION = {"_diffusers_version": "0.42.0"}
 PREDICTIONS = {"velocity": "flow_prediction", "clean": "sample"}
 
 
-def pipeline_index() -> dict[str, Any]:
-    """model_index.json: the classes of a text-to-video pipeline's parts."""
-    return {
-        "_class_name": "WanPipeline",
+def pipeline_index(
+    dit: DiTConfig, vae: VAEConfig, image: ImageConfig | None, boundary: float | None
+) -> dict[str, Any]:
+    """model_index.json: the classes of a pipeline's parts, for text to video or image to video.
+
+    Args:
+      dit, vae: of the model.
+      image: of its image encoder, if it has one.
+      boundary: between two transformers, if it has two.
+    """
+    transformer, absent = ["diffusers", "WanTransformer3DModel"], [None, None]
+    index = {
+        "_class_name": "WanImageToVideoPipeline" if dit.image_channels else "WanPipeline",
         **_VERSION,
-        "boundary_ratio": None,
-        "expand_timesteps": False,
+        "boundary_ratio": boundary,
+        # Wan 2.2's VAE is that of the model which is told the level of each token.
+        "expand_timesteps": vae.shortcuts,
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": [None, None],
+        "transformer": transformer,
+        "transformer_2": absent if boundary is None else transformer,
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
+    if dit.image_channels:
+        index["image_encoder"] = ["transformers", "CLIPVisionModel"] if image else absent
+        index["image_processor"] = ["transformers", "CLIPImageProcessor"] if image else absent
+    return index
 
 
 def dit_config(config: DiTConfig) -> dict[str, Any]:
@@ -37,19 +52,19 @@ def dit_config(config: DiTConfig) -> dict[str, Any]:
     return {
         "_class_name": "WanTransformer3DModel",
         **_VERSION,
-        "added_kv_proj_dim": None,
+        "added_kv_proj_dim": config.width if config.image_width else None,
         "attention_head_dim": config.head_width,
         "cross_attn_norm": True,
         "eps": 1e-6,
         "ffn_dim": config.mlp_width,
         "freq_dim": config.time_features,
-        "image_dim": None,
-        "in_channels": config.latent_channels,
+        "image_dim": config.image_width or None,
+        "in_channels": config.latent_channels + config.image_channels,
         "num_attention_heads": config.heads,
         "num_layers": config.layers,
         "out_channels": config.latent_channels,
         "patch_size": list(config.patch),
-        "pos_embed_seq_len": None,
+        "pos_embed_seq_len": config.image_positions or None,
         "qk_norm": "rms_norm_across_heads",
         "rope_max_seq_len": 1024,
         "text_dim": config.text_width,
@@ -105,6 +120,42 @@ def text_config(config: TextConfig) -> dict[str, Any]:
         "relative_attention_max_distance": config.max_distance,
         "relative_attention_num_buckets": config.buckets,
         "vocab_size": config.vocabulary,
+    }
+
+
+def image_config(config: ImageConfig) -> dict[str, Any]:
+    """image_encoder/config.json of transformers."""
+    return {
+        "architectures": ["CLIPVisionModel"],
+        "dtype": "float32",  # unless told otherwise, as diffusers loads the rest
+        "hidden_act": "gelu",
+        "hidden_size": config.width,
+        "image_size": config.side,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": 1e-5,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "num_hidden_layers": config.layers,
+        "patch_size": config.patch,
+    }
+
+
+def processor_config(config: ImageConfig) -> dict[str, Any]:
+    """image_processor/preprocessor_config.json: the pixels that the image encoder takes."""
+    return {
+        "crop_size": {"height": config.side, "width": config.side},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(config.mean),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(config.std),
+        "resample": 3,  # bicubic
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": config.side},
     }
 
 

@@ -182,11 +182,12 @@ def make_image_pipeline(kind: str = "clip", seed: int = 0) -> WanImageToVideoPip
 
     Args:
       kind: what the transformer sees besides channels: "clip" image tokens, "both" those of a first
-        and a last frame, "none".
+        and a last frame, "none". "experts" are two transformers of that.
       seed: of the weights.
     """
     pipeline = make_pipeline(seed)
-    image = {"clip": {}, "both": {"pos_embed_seq_len": 10}, "none": None}[kind]
+    image = {"clip": {}, "both": {"pos_embed_seq_len": 10}}.get(kind)
+    two = kind == "experts"
     reader = None if image is None else {"image_dim": 16, "added_kv_proj_dim": 24, **image}
     sizes = CLIPVisionConfig(
         hidden_size=16,
@@ -203,6 +204,8 @@ def make_image_pipeline(kind: str = "clip", seed: int = 0) -> WanImageToVideoPip
         vae=pipeline.vae,
         scheduler=pipeline.scheduler,
         transformer=make_transformer(seed + 2, in_channels=12, **(reader or {})),
+        transformer_2=make_transformer(seed + 4, in_channels=12) if two else None,
+        boundary_ratio=0.9 if two else None,
         image_encoder=reader and randomise(CLIPVisionModel(sizes), seed + 3),
         image_processor=reader
         and CLIPImageProcessorPil(
@@ -228,7 +231,11 @@ def draw_noise(pipeline: WanPipeline, seed: int, size: tuple[int, int]) -> np.nd
 
 @torch.no_grad()
 def run_image(
-    pipeline: WanImageToVideoPipeline, images: np.ndarray, seed: int = 0
+    pipeline: WanImageToVideoPipeline,
+    images: np.ndarray,
+    seed: int = 0,
+    *,
+    guidance: float = GUIDANCE,
 ) -> dict[str, np.ndarray]:
     """What it makes of one image, or of the first and the last, as `run` does."""
     noise = draw_noise(pipeline, seed, SIZE)
@@ -242,7 +249,7 @@ def run_image(
         "width": SIZE[0],
         "num_frames": FRAMES,
         "num_inference_steps": STEPS,
-        "guidance_scale": GUIDANCE,
+        "guidance_scale": guidance,
         "latents": first,
     }
     pipeline.set_progress_bar_config(disable=True)

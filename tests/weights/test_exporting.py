@@ -134,20 +134,31 @@ def cut(folder):
     file.write_bytes(file.read_bytes()[:-9])
 
 
+def another_vae(folder):
+    """Of half the frames, whole by itself."""
+    save_vae(folder.parent / "vae")
+    shutil.copy(folder.parent / "vae" / "vae.safetensors", folder)
+    other = json.loads((folder.parent / "vae" / "model.json").read_text())["parts"]["vae"]
+    change(lambda parts: parts.update(vae=other))(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (cut, "dit.safetensors is truncated or damaged"),
         (poison, "'blocks/gate/kernel' holds NaN or infinity"),
-        (lambda f: (f / "vae.safetensors").unlink(), "holds no vae.safetensors"),
+        (lambda f: (f / "vae.safetensors").unlink(), "vae.safetensors is missing"),
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer at"),
         (lambda f: (f / "model.json").unlink(), "holds no model.json"),
         (change(lambda p: p["dit"].update(layers=3)), "dit.safetensors: .* has shape"),
-        (change(lambda p: p["vae"].pop("latent_std")), "model.json: 'latent_std'"),
-        (change(lambda p: p["text"].update(width=17)), "16 and 17 text features do not fit"),
-        (change(lambda p: p["vae"].update(temporal=[True, False])), "makes a latent frame of 2"),
-        (change(lambda p: p["dit"].update(image_channels=4)), "sees 4 channels of images beside"),
-        (change(lambda p: p.update(image={})), "and a pipeline is made of"),
+        (change(lambda p: p["vae"].pop("latent_std")), "model.json lacks 'latent_std'"),
+        (
+            change(lambda p: p["vae"]["latent_mean"].pop()),
+            "length of latent_mean is 3, and the parts",
+        ),
+        (another_vae, "makes a latent frame of 2"),
+        (change(lambda p: p["dit"].update(image_channels=4)), "dit.safetensors: .* has shape"),
+        (change(lambda p: p.update(critic={})), "and a pipeline is made of"),
     ],
 )
 def test_what_cannot_be_exported_leaves_nothing(folder, tmp_path, damage, message):

@@ -55,20 +55,25 @@ def test_a_pipeline_that_diffusers_saves_makes_the_same_video_here(tmp_path, neg
 
 
 @pytest.mark.parametrize(
-    "kind, images", [("clip", 1), ("none", 1), ("none", 2), ("both", 2)], ids=str
+    "kind, images, guidance",
+    [("clip", 1, 5.0), ("none", 1, 5.0), ("none", 2, 5.0), ("both", 2, 5.0), ("experts", 1, 3.5)],
+    ids=str,
 )
-def test_images_are_animated_as_diffusers_does(tmp_path, kind, images):
-    """With CLIP tokens, with channels alone, and with a last image by either."""
+def test_images_are_animated_as_diffusers_does(tmp_path, kind, images, guidance):
+    """With CLIP tokens, with channels alone, with a last image by either, and two transformers."""
     from tests.weights import make_golden
 
     pipeline = make_golden.make_image_pipeline(kind, SEED)
-    theirs = make_golden.run_image(pipeline, make_golden.draw_images(images, SEED), SEED)
+    drawn = make_golden.draw_images(images, SEED)
+    theirs = make_golden.run_image(pipeline, drawn, SEED, guidance=guidance)
     pipeline.save_pretrained(tmp_path)
 
     model = sora_jax.load(tmp_path)
     at = (0, make_golden.FRAMES - 1)
     seen = model.look(dict(zip(at, theirs["images"])), make_golden.FRAMES)
-    latents, _ = sample(model, model.read([make_golden.PROMPT]), theirs["noise"], seen)
+    text = model.read([make_golden.PROMPT])
+    # The guidance of the model itself.
+    latents, _ = sample(model, text, theirs["noise"], seen, guidance=None)
     check_video(model, latents, theirs)
 
 

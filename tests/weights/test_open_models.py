@@ -68,6 +68,7 @@ PUBLISHED = {
     "1.3b": (1536, 30, 12, 8960, 1.419e9),
     "14b": (5120, 40, 40, 13824, 14.289e9),
     "a14b": (5120, 40, 40, 13824, 14.289e9),
+    "i2v-a14b": (5120, 40, 40, 13824, 14.289e9),
     "5b": (3072, 30, 24, 14336, 5.000e9),
 }
 
@@ -77,7 +78,7 @@ def test_published_models_fit(tmp_path, size):
     """All names and shapes of the whole model, over files that hold no numbers."""
     model = open_model(write_published(tmp_path / "open", size))
     *shape, count = PUBLISHED[size]
-    parts = {"vae", "dit", "text"} | ({"dit_low"} if size == "a14b" else set())
+    parts = {"vae", "dit", "text"} | ({"dit_low"} if size.endswith("a14b") else set())
     assert set(model.configs) == set(model.tensors) == parts
     dit = model.configs["dit"]
     assert [dit.width, dit.layers, dit.heads, dit.mlp_width] == shape
@@ -93,6 +94,7 @@ def test_published_models_fit(tmp_path, size):
     assert numbers["vae"] == pytest.approx(705e6 if size == "5b" else 127e6, rel=1e-2)
     channels = 48 if size == "5b" else 16
     assert dit.latent_channels == len(model.mean) == len(model.std) == channels
+    assert dit.image_channels == (20 if size == "i2v-a14b" else 0) and not dit.image_width
 
 
 def test_a_published_model_that_sees_images_fits(tmp_path):
@@ -245,15 +247,18 @@ def test_wans_own_folder_of_5b_is_read(tmp_path):
     assert (model.settings["fps"], model.settings["shift"]) == (24.0, 5.0)
 
 
-def test_wans_own_folder_of_two_experts_is_read(tmp_path):
+@pytest.mark.parametrize(
+    "size, kind, sampling",
+    [("14b", "t2v", [0.875, 12.0, 40]), ("i2v-a14b", "i2v", [0.9, 5.0, 40])],
+)
+def test_wans_own_folder_of_two_experts_is_read(tmp_path, size, kind, sampling):
     for name in ("high_noise_model", "low_noise_model"):
-        write_original_sparse(tmp_path / name, "14b", model_type="t2v")
-    add_companions(tmp_path, "14b")
+        write_original_sparse(tmp_path / name, size, model_type=kind)
+    add_companions(tmp_path, size)
     model = open_model(tmp_path)
     files = {part: {x.file.parent.name for x in model.tensors[part].values()} for part in DITS}
     assert files == {"dit": {"high_noise_model"}, "dit_low": {"low_noise_model"}}
-    settings = [model.settings[name] for name in ("boundary", "shift", "steps")]
-    assert settings == [0.875, 12.0, 40]
+    assert [model.settings[name] for name in ("boundary", "shift", "steps")] == sampling
     assert all("blocks.39.attn1.to_q.weight" in model.tensors[part] for part in DITS)
     shutil.rmtree(tmp_path / "high_noise_model")
     with pytest.raises(FileNotFoundError, match=r"high_noise_model/config.json is missing"):

@@ -11,7 +11,15 @@ import pytest
 import sora_jax
 from sora_jax.diffusion.conditioning import Given
 from sora_jax.weights.__main__ import export, import_open
-from tests.weights.open_folders import GOLDEN, PROMPT, STEPS, copy_experts, copy_ti2v
+from tests.weights.open_folders import (
+    GOLDEN,
+    PROMPT,
+    STEPS,
+    add_second,
+    copy_experts,
+    copy_image_pipeline,
+    copy_ti2v,
+)
 from tests.weights.test_open_parity import padded, psnr, sample
 from tests.weights.test_small_memory import take_turns
 
@@ -146,6 +154,23 @@ def test_experts_take_turns_and_are_alone_in_memory(experts):
 def test_adapters_are_for_one_transformer(experts_folder, tmp_path):
     with pytest.raises(ValueError, match=r"has two transformers, .* for the only one of a model"):
         sora_jax.load(experts_folder, lora=tmp_path / "lora.safetensors")
+
+
+def test_experts_that_see_images_animate_as_one_that_is_twice_the_same(tmp_path):
+    one = sora_jax.load(copy_image_pipeline(tmp_path / "one"))
+    add_second(copy_image_pipeline(tmp_path / "two"), lambda tensors: None, 0.9)
+    two = sora_jax.load(tmp_path / "two")
+    settings = two.settings
+    assert (settings.boundary, settings.steps, settings.size) == (0.9, 40, (1280, 720))
+    assert settings.guidance.text == settings.guidance.at_low_noise().text == 3.5
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    options = {"frames": 5, "steps": 6, "guidance": 3.5}
+    clips = [sora_jax.animate(model, image, PROMPT, **options) for model in (one, two)]
+    np.testing.assert_allclose(*(np.float32(clip) for clip in clips), atol=1)
+    # The same by other transformers would not be.
+    turned = {**two.params, "dit_low": jax.tree.map(lambda x: x[..., ::-1], one.params["dit"])}
+    other = sora_jax.animate(dataclasses.replace(two, params=turned), image, PROMPT, **options)
+    assert np.abs(other - np.float32(clips[0])).max() > 20
 
 
 def test_what_rolls_along_needs_one_network(experts):
