@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 import sora_jax
@@ -19,7 +20,15 @@ from sora_jax.weights.exporting import open_folder, write_pipeline
 from sora_jax.weights.wan import open_model
 from tests.tiny_folders import save_vae
 from tests.tiny_model import PROMPT, write_model
-from tests.weights.open_folders import PIPELINE, edit_json, write_sparse
+from tests.weights.open_folders import (
+    PIPELINE,
+    add_second,
+    copy_experts,
+    copy_image_pipeline,
+    copy_ti2v,
+    edit_json,
+    write_sparse,
+)
 from tests.weights.test_open_faults import REPOSITORY
 
 
@@ -71,6 +80,62 @@ def test_in_and_out_and_in_is_exact(tmp_path, monkeypatch):
         assert ours.keys() == theirs.keys()
         assert all(ours[k].dtype == x.dtype for k, x in theirs.items())
         assert all(ours[k].tobytes() == x.tobytes() for k, x in theirs.items())
+
+
+@pytest.mark.parametrize("kind", ["image", "ti2v", "experts", "image experts"])
+def test_other_kinds_come_back_exact(tmp_path, kind):
+    source, first, out, second, again = (tmp_path / str(number) for number in range(5))
+    if kind.startswith("image"):
+        copy_image_pipeline(source)
+    if kind == "image experts":
+        add_second(source, lambda tensors: None, 0.9)
+    if kind in ("ti2v", "experts"):
+        {"ti2v": copy_ti2v, "experts": copy_experts}[kind](source)
+    import_open(str(source), str(first))
+    said = export_pipeline(str(first), str(out))
+    import_open(str(out), str(second))
+    export_pipeline(str(second), str(again))
+    assert contents(second) == contents(first) and contents(again) == contents(out)
+    ours, theirs = (json.loads((f / "model_index.json").read_text()) for f in (out, source))
+    for name in ("tokenizer", "image_processor"):  # classes that read the same files
+        assert (ours.pop(name, None) is None) == (theirs.pop(name, None) is None)
+    assert ours == theirs
+    for name in ("transformer", "transformer_2", "image_encoder", "image_processor", "vae"):
+        assert (out / name).is_dir() == (source / name).is_dir()
+    for file in source.glob("*/*config.json"):
+        if file.parent.name in ("transformer", "image_encoder", "image_processor"):
+            ours, theirs = (
+                json.loads(f.read_text()) for f in (out / file.relative_to(source), file)
+            )
+            differ = {key for key, value in ours.items() if theirs[key] != value}
+            assert differ <= {"rope_max_seq_len", "dtype"}
+    assert said.startswith("pipeline(IMAGE, PROMPT" if "image" in kind else "pipeline(PROMPT")
+    assert ("guidance_scale_2=3," in said) == (kind == "experts")
+    if "experts" in kind:
+        edit_json(out / "model_index.json", boundary_ratio=0.5)
+        with pytest.raises(
+            ValueError, match=r"beside a boundary_ratio of 0\.(875|9), and model_ind"
+        ):
+            open_model(out)
+
+
+def test_adapters_are_added_as_in_memory(clean, tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for module, outputs in (("blocks.1.attn1.to_q", 32), ("blocks.0.ffn.net.0.proj", 64)):
+        for part, shape in (("A", (2, 32)), ("B", (outputs, 2))):
+            x = rng.normal(size=shape).astype(np.float32)
+            tensors[f"transformer.{module}.lora_{part}.weight"] = x
+    file, out = tmp_path / "lora.safetensors", tmp_path / "out"
+    save_file(tensors, file)
+    export_pipeline(str(clean), str(out), lora=str(file))
+    ours, theirs, plain = (
+        traverse_util.flatten_dict(model.params["dit"], sep="/")
+        for model in (sora_jax.load(clean, lora=file), sora_jax.load(out), sora_jax.load(clean))
+    )
+    assert all(np.array_equal(ours[path], x) for path, x in theirs.items())
+    changed = {path for path, x in theirs.items() if not np.array_equal(plain[path], x)}
+    assert changed == {"blocks/self_attention/query/kernel", "blocks/mlp_in/kernel"}
 
 
 def test_descriptions_are_those_that_diffusers_writes(tmp_path):
