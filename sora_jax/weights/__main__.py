@@ -50,9 +50,9 @@ def export(source: str, output: str, *, lora: str | None = None) -> None:
     for what, kept in (("the checkpoint itself", folder), ("the model of its adapters", base)):
         if output.resolve() == kept.resolve():
             raise ValueError(f"--output={output} is {what}; name another folder")
-    described = load_description(base)["parts"]
+    described = load_description(base).get("parts")
     model = sora_jax.load(folder, lora=lora)
-    parts = {name: Part(settings, model.params[name]) for name, settings in described.items()}
+    parts = {name: Part(described[name], params) for name, params in model.params.items()}
     limit = float(np.finfo(np.float16).max)
     for name, params in model.params.items():
         for leaf in jax.tree.leaves(params):
