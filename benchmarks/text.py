@@ -7,22 +7,14 @@ import sys
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from benchmarks.timing import measure, report
-from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.text import TextConfig, TextEncoder, flops
 from sora_jax.weights.parts import init_text
 
 CONFIG = TextConfig(vocabulary=32_000, width=512, layers=6, heads=6, head_width=64, mlp_width=1024)
 BATCH, WORDS = 2, 128
-
-
-def flops(config: TextConfig, batch: int, words: int) -> float:
-    """Floating-point operations of the matrix products (a multiply-add is two)."""
-    inner = config.heads * config.head_width
-    weights = 4 * config.width * inner + 3 * config.width * config.mlp_width
-    return 2.0 * config.layers * batch * words * (weights + 2 * words * inner)
 
 
 def make_rows(
@@ -32,8 +24,7 @@ def make_rows(
     params = nn.meta.unbox(init_text(config, jax.random.key(0)))
     tokens = jax.random.randint(jax.random.key(1), (batch, words), 1, config.vocabulary)
     encode = jax.jit(lambda params, tokens: TextEncoder(config).apply({"params": params}, tokens))
-    tokens = jnp.asarray(tokens)
-    return {"text encoder": (lambda: encode(params, tokens), flops(config, batch, words))}
+    return {"text encoder": (lambda: encode(params, tokens), float(batch * flops(config, words)))}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Free of jax and of torch: each process imports its own.
 """
 
+import contextlib
 import json
 import resource
 import subprocess
@@ -54,7 +55,8 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it may have ended before
+            self._process.stdin.close()
         self._process.wait()
 
     def ask(self, name: str) -> float:

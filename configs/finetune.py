@@ -50,6 +50,7 @@ def get_config(kind="lora"):
     config.tokenizer.length = placeholder(int)
     config.dit = ConfigDict()
     config.noise = ConfigDict({"mean": 0.0, "std": 1.0, "floor": 0.05})
+    config.noise.shift, config.noise.shift_tokens = placeholder(float), placeholder(int)
     config.patterns = ConfigDict({**dict.fromkeys(shapes_dit.PROMPTING, 0.0), "none": 1.0})
 
     config.lora.rank = 16 if kind == "lora" else 0

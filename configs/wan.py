@@ -13,8 +13,8 @@ Plans without a pod, with the figures of docs/pods.md:
 | 1.3b | Wan 2.1's of 1.3 B parameters | 81 frames at 480p, images |
 | 5b | Wan 2.2's of 5 B, on latents of 16 x 16 pixels | 121 frames at 720p, images |
 | 14b | Wan 2.1's of 14 B | 81 frames at 480p and 720p, images |
-| 14b_v6e | the same on chips of 32 GB; a mesh of 16 x 16 |
-| 14b_1080p | the same, from the model of the line above | 81 frames at 1080p, images |
+| 14b_v6e | the same, for 16 x 16 chips of 32 GB | the same |
+| 14b_1080p | the same, from the model that `14b` trains | 81 frames at 1080p, images |
 | minute | that of 5 B | one minute of 1080p, 30 frames a second, in one sequence |
 | images | that of 1.3 B | images of up to 2048 x 2048 |
 

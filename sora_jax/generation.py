@@ -181,8 +181,8 @@ def generate(
         return network(x, t, prompted)
 
     def with_guidance(x: jax.Array, t: jax.Array) -> jax.Array:
-        seen = [(x, t) if one.frames else _hide(x, t, ceilings, hidden) for one in told]
-        xs, ts = (jnp.stack(every) for every in zip(*seen))
+        shown = [(x, t) if one.frames else _hide(x, t, ceilings, hidden) for one in told]
+        xs, ts = (jnp.stack(every) for every in zip(*shown))
         if together:
             flat = (v.reshape(-1, *v.shape[2:]) for v in (xs, ts))
             every = network(*flat, texts).reshape(xs.shape)

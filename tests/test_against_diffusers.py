@@ -16,6 +16,8 @@ def test_a_process_runs_what_it_is_asked_for_and_an_end_is_noticed():
         assert worker.ask(MEMORY) > 2**26
         with pytest.raises(RuntimeError, match=r"benchmarks\.own ended"):
             worker.ask("rest")
+        with pytest.raises(RuntimeError, match=r"benchmarks\.own ended"):
+            worker.ask("rest")  # of one that is not there any more
 
 
 def run(monkeypatch, *arguments):

@@ -3,7 +3,7 @@
 python -m sora_jax.evaluation shapes [--checkpoint=FOLDER] [--output=FOLDER] [--dtype=bfloat16]
     how often prompts of the rendered world come out right
 python -m sora_jax.evaluation edits [--checkpoint=FOLDER] [--output=FOLDER] [--clips=50]
-    [--dataset=FOLDER] [--tasks=NAME,...]
+    [--dataset=FOLDER] [--tasks=NAME,...] [--dtype=bfloat16]
     how well it animates, extends, connects, loops and edits clips of that world, or of a dataset
 python -m sora_jax.evaluation reconstruction --config=configs/NAME_vae.py [--checkpoint=FOLDER]
     PSNR and SSIM of a VAE on the held-out clips of a config
@@ -35,7 +35,7 @@ DTYPE = flags.DEFINE_enum(
     "dtype",
     "float32",
     ["float32", "bfloat16", "int8"],
-    "Of the parameters in memory, with `shapes`.",
+    "Of the parameters in memory, with `shapes` and `edits`.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the scores and pictures.")
 COMBINATIONS = flags.DEFINE_integer(
@@ -94,7 +94,7 @@ def reconstruction(folder):
 def edits(folder):
     """Prints the rows of `score_edits`."""
     chosen = {} if TASKS.value is None else {"tasks": TASKS.value}
-    model, clips = sora_jax.load(CHECKPOINT.value), CLIPS.value or 50
+    model, clips = sora_jax.load(CHECKPOINT.value, dtype=DTYPE.value), CLIPS.value or 50
     if DATASET.value is None:
         examples = render_examples(clips, model.settings.frames)
     else:

@@ -56,8 +56,9 @@ class DiTConfig:
         if self.prediction not in ("clean", "velocity"):
             raise ValueError(f"prediction {self.prediction!r} must be 'clean' or 'velocity'")
         for name in ("image_channels", "image_width", "image_positions"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"DiTConfig.{name} is {getattr(self, name)}; use 0 for none")
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"DiTConfig.{name} is {value!r}; use 0 for none")
         for name, needed in (("image_width", "channels"), ("image_positions", "width")):
             if getattr(self, name) and not getattr(self, f"image_{needed}"):
                 raise ValueError(

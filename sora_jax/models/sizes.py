@@ -4,11 +4,14 @@ from typing import Any
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raises ValueError, with the field and its value, unless these fields are at least 1."""
+    """Raises ValueError, naming the field, unless these are whole numbers of at least 1."""
     for name in names:
         value = getattr(config, name)
-        if value < 1:
-            raise ValueError(f"{type(config).__name__}.{name} is {value}; it must be at least 1")
+        if type(value) is not int or value < 1:
+            raise ValueError(
+                f"{type(config).__name__}.{name} is {value!r}; it must be at least 1, a whole "
+                "number"
+            )
 
 
 def is_counts(value: Any) -> bool:

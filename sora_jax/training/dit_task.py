@@ -57,11 +57,12 @@ class NoiseConfig:
 
     def __post_init__(self):
         for name in ("std", "shift", "shift_tokens", "floor"):
-            if name == "shift_tokens" and self.shift_tokens is None:
+            value = getattr(self, name)
+            if name == "shift_tokens" and value is None:
                 continue
-            if not getattr(self, name) > 0:
+            if value is None or not value > 0:
                 raise ValueError(
-                    f"config.noise.{name}={getattr(self, name)} must be positive, such as "
+                    f"config.noise.{name}={value} must be positive, such as "
                     f"{getattr(NoiseConfig, name)}"
                 )
 

@@ -38,6 +38,12 @@ def inherit(config: ConfigDict) -> ConfigDict:
         )
     said = load_description(folder)
     parts = said.get("parts", {})
+    missing = sorted(_PARTS - set(parts))
+    if missing:
+        raise ValueError(
+            f"config.init={config.init} has no {missing[0]!r} part, only {sorted(parts)}: give a "
+            f"model folder with {sorted(_PARTS)}, such as WORKDIR/model of a transformer's run"
+        )
     more = sorted(set(parts) - _PARTS)
     if more:
         raise ValueError(
@@ -52,7 +58,9 @@ def inherit(config: ConfigDict) -> ConfigDict:
         _fill(config.dit, parts.get("dit", {}), _names(DiTConfig))
         _fill(config.noise, said, ("shift", "shift_tokens"))
         _fill(config.tokenizer, {"length": said.get("text_length")}, ("length",))
-        _fill(config.sampling, said, set(_names(ModelSettings)) - {"fps", "text_length"})
+        # What training fixes is told by the run's own settings, see `sampling_settings`.
+        fixed = {"fps", "text_length", "shift", "shift_tokens"}
+        _fill(config.sampling, said, set(_names(ModelSettings)) - fixed)
         _fill(config.data, {**said, "buckets": None}, ("fps", "buckets"))
         if config.data.buckets is None:
             config.data.buckets = _buckets(config, parts.get("vae", {}))

@@ -31,7 +31,7 @@ def sampling_settings(
         )
         width, height = settings.size
         vae.latent_shape(settings.frames, height, width)
-        for prompt in prompts:
+        for prompt in (*prompts, settings.negative):
             tokenizer.check_length(prompt, settings.text_length)
     except (TypeError, ValueError) as error:
         raise ValueError(f"config.sampling: {error}") from error

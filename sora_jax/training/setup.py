@@ -1,6 +1,7 @@
 """From a run's config to its task and clips. What is wrong stops the run before step 0."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sora_jax.data.identity import check_vae
+from sora_jax.data.identity import check_vae, text_identity, vae_identity
 from sora_jax.diffusion.conditioning import check_weights
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.lora import LoRAConfig, init_lora
@@ -141,7 +142,8 @@ def make_adapters(
 
     Raises:
       FileNotFoundError, ValueError: sizes that cannot be, no model to train them for, a text
-        encoder that would have to be trained too, or not those that the run began with.
+        encoder that would have to be trained too, a VAE or a text encoder of another model, or not
+        those that the run began with.
     """
     lora = from_settings(LoRAConfig, config.lora)
     if not config.init or trained_text is not None:
@@ -152,9 +154,29 @@ def make_adapters(
         )
     jax.eval_shape(lambda key: init_lora(dit, lora, key), jax.random.key(0))  # raises
     base = find_model(config.init)
+    _check_companions(config, base)
     adapters = Adapters(lora, base, transformer_sha256(base))
     keep_adapters(workdir, config.init, adapters)
     return adapters
+
+
+def _check_companions(config: ConfigDict, base: pathlib.Path) -> None:
+    """Raises ValueError unless a LoRA run trains with the VAE and the text encoder of its model.
+
+    What it writes names that model alone, and is sampled with all of its parts.
+    """
+    identities = {
+        "vae": vae_identity,
+        "text_encoder": functools.partial(text_identity, length=config.tokenizer.length),
+    }
+    for name, identity in identities.items():
+        if pathlib.Path(config[name]).resolve() == base.resolve():
+            continue
+        if identity(config[name]) != identity(base):
+            raise ValueError(
+                f"config.{name}={config[name]} is another than that of config.init={config.init}, "
+                "with which adapters are sampled; give the same folder for both"
+            )
 
 
 # By config.task: (config, workdir, split) -> the task and its clips.

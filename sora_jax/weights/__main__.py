@@ -41,17 +41,18 @@ def export(source: str, output: str, *, lora: str | None = None) -> None:
       lora: adapters to add to the transformer, see `sora_jax.load`.
 
     Raises:
-      ValueError: a parameter that float16 cannot hold, or the output is the source.
+      FileNotFoundError, ValueError: no model folder, a parameter that float16 cannot hold, or the
+        output is the source, or the model that a LoRA run is for.
     """
     folder, output = find_model(source), pathlib.Path(output).expanduser()
-    model = sora_jax.load(folder, lora=lora)
     adapted = find_adapted(folder)
-    if output.resolve() == folder.resolve():
-        raise ValueError(f"--output={output} is the checkpoint itself; name another folder")
-    parts = {}
-    described = folder if adapted is None else adapted.base
-    for name, settings in load_description(described)["parts"].items():
-        parts[name] = Part(settings, model.params[name])
+    base = folder if adapted is None else adapted.base
+    for what, kept in (("the checkpoint itself", folder), ("the model of its adapters", base)):
+        if output.resolve() == kept.resolve():
+            raise ValueError(f"--output={output} is {what}; name another folder")
+    described = load_description(base).get("parts")
+    model = sora_jax.load(folder, lora=lora)
+    parts = {name: Part(described[name], params) for name, params in model.params.items()}
     limit = float(np.finfo(np.float16).max)
     for name, params in model.params.items():
         for leaf in jax.tree.leaves(params):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sora_jax.weights.int8 import held_dtype, quantise
-from sora_jax.weights.tensor_files import DTYPES, allocate
+from sora_jax.weights.tensor_files import DTYPES, allocate, check_range
 
 FORMAT = "sora_jax model 1"
 LORA_FORMAT = "sora_jax lora 1"  # see `weights.lora_folder`
@@ -145,7 +145,8 @@ def load_part(
 
     Raises:
       FileNotFoundError: the part's file is missing.
-      ValueError: truncated, or tensors missing, unknown, or of other shapes: nothing is loaded.
+      ValueError: truncated, or tensors missing, unknown, or of other shapes: nothing is loaded; or
+        a number that float16 cannot hold.
     """
     file, wanted = _part_file(folder, name), traverse_util.flatten_dict(shapes, sep="/")
     flat = {}
@@ -158,10 +159,18 @@ def load_part(
                 layers = (view[i] for i in range(wanted[key].shape[0]))
                 flat[key] = place(quantise(layers, wanted[key].shape))
             else:
-                x = allocate(tuple(wanted[key].shape), kept)
-                x[...] = tensors.get_tensor(key)
-                flat[key] = place(x)
+                flat[key] = place(_read_as(tensors, key, kept, file))
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _read_as(tensors: safe_open, key: str, dtype: np.dtype, file: pathlib.Path) -> np.ndarray:
+    """A tensor of an open file; a function of its own, so that what was read is let go."""
+    read = tensors.get_tensor(key)
+    if dtype == np.float16 and read.dtype != dtype:
+        check_range(read, file, key)
+    x = allocate(read.shape, dtype)
+    x[...] = read
+    return x
 
 
 def check_part_file(folder: pathlib.Path | str, name: str, shapes: Any) -> None:

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from sora_jax.weights.diffusers import check_shapes, list_entries
 from sora_jax.weights.int8 import held_dtype, quantise
-from sora_jax.weights.tensor_files import Stored, allocate, read_tensor
+from sora_jax.weights.tensor_files import Stored, allocate, check_range, read_tensor
 
 Tensors = Mapping[str, Stored]
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
@@ -79,7 +79,7 @@ def _read_entry(tensors: Tensors, entry: Any, shape: tuple[int, ...], dtype: np.
     for place, name in zip(places, entry.names(), strict=True):
         x = entry.layout.ours(read_tensor(tensors[name]))
         if dtype == np.float16 and x.dtype != dtype:
-            _check_range(x, tensors[name])
+            check_range(x, tensors[name].file, tensors[name].name)
         place[...] = x
     return result
 
@@ -98,11 +98,3 @@ def read_part(
     check_part(tensors, part, config)
     flat = stream(tensors, part, config, lay_out(tensors, part, config, dtype))
     return traverse_util.unflatten_dict({path: place(x) for path, x in flat}, sep="/")
-
-
-def _check_range(x: np.ndarray, stored: Stored) -> None:
-    largest = float(np.finfo(np.float16).max)
-    if not np.all(np.abs(x) <= largest):
-        raise ValueError(
-            f"{stored.file}: {stored.name!r} goes beyond float16's {largest:g}; use bfloat16"
-        )

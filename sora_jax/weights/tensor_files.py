@@ -200,6 +200,13 @@ def _all_finite(x: np.ndarray) -> bool:
     )
 
 
+def check_range(x: np.ndarray, file: pathlib.Path, name: str) -> None:
+    """Raises ValueError, naming the tensor, if it has numbers that float16 cannot hold, or NaN."""
+    largest = float(np.finfo(np.float16).max)
+    if not np.all(np.abs(x) <= largest):
+        raise ValueError(f"{file}: {name!r} goes beyond float16's {largest:g}; use bfloat16")
+
+
 def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Uninitialised memory that `jax.device_put` takes over on CPU instead of copying it."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

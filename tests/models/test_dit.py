@@ -175,6 +175,7 @@ def test_text_read_before_is_text_read_inside(wan):
         ({"layers": 0}, "DiTConfig.layers is 0"),
         ({"text_width": 0}, "DiTConfig.text_width is 0"),
         ({"image_channels": -1}, "DiTConfig.image_channels is -1; use 0 for none"),
+        ({"image_channels": 1.5}, "DiTConfig.image_channels is 1.5; use 0 for none"),
         ({"image_width": 8}, "image_width is 8 without image_channels"),
         ({"image_channels": 9, "image_positions": 8}, "image_positions is 8 without image_width"),
         ({"patch": 2}, "DiTConfig.patch is 2; it must be three numbers"),

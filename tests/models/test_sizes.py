@@ -14,6 +14,12 @@ def test_only_the_named_fields_are_checked():
         check_positive(sizes, "width", "depth")
 
 
+@pytest.mark.parametrize("value", [1.5, 2.0, True, "2", None])
+def test_a_size_is_a_whole_number(value):
+    with pytest.raises(ValueError, match=f"SimpleNamespace.width is {value!r}; it must be at"):
+        check_positive(types.SimpleNamespace(width=value), "width")
+
+
 @pytest.mark.parametrize("value", [1, [1, 2], (1, 0), (1, 2.0), (1, True), ((1,), 2), "12"])
 def test_what_is_no_tuple_of_counts(value):
     assert not is_counts(value)

@@ -1,5 +1,7 @@
 """Plans of sampling are of the programs and parameters that sampling has."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 import sora_jax
 from sora_jax.buckets import Bucket
+from sora_jax.models import conv
 from sora_jax.models.text import flops
+from sora_jax.models.vae_config import VAEConfig
 from sora_jax.pod.checks import bytes_a_chip
-from sora_jax.pod.programs import decode_work, sample_work, text_work
+from sora_jax.pod.programs import decode_work, sample_work, text_work, vae_work
 from sora_jax.pod.sizes import Sizes
 from sora_jax.sharding import make_mesh
 from tests.tiny_dit import get_config
@@ -57,3 +61,15 @@ def test_the_operations_of_the_text_encoder(folder):
         *cfg.heads * [(length, length, cfg.head_width)],
     ]
     assert flops(cfg, length) == cfg.layers * sum(2 * a * b * c for a, b, c in products)
+
+
+def test_large_frames_count_as_often_as_there_are(monkeypatch):
+    """Beside the form of convolutions that has no loop over frames on any platform."""
+    vae = VAEConfig(4, 4, (1, 1), 1, (True,), 4)
+    mesh = make_mesh({}, jax.devices()[:1])
+    sizes = Sizes(vae, None, None, False, jnp.float32, Bucket(5, 64, 64), 0)
+    counts = []
+    for large in (conv.LARGE_FRAME, sys.maxsize):
+        monkeypatch.setattr(conv, "LARGE_FRAME", large)
+        counts.append([w(get_config(), sizes, mesh, 1).flops for w in (vae_work, decode_work)])
+    np.testing.assert_allclose(*counts, rtol=0.02)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import traverse_util
+from safetensors.numpy import load_file, save_file
 from tiny_model import write_model
 
 import sora_jax
@@ -26,6 +27,7 @@ from sora_jax.weights.lora import lora_to_diffusers, merge_lora
 from sora_jax.weights.lora_folder import save_lora, transformer_sha256
 from sora_jax.weights.parts import load_dit
 from sora_jax.weights.tensor_files import write_tensors
+from tests.tiny_folders import save_vae
 from tests.weights.open_folders import PIPELINE
 
 WAN = {
@@ -174,6 +176,11 @@ def test_settings_are_those_of_the_model(model, tmp_path):
     settings = {**task.settings, "guidance": wanted.guidance}
     assert settings == {name: getattr(wanted, name) for name in settings}
     assert task._shift((2, 4, 4)) == task._shift((1, 2, 2)) == 5.0
+    # What the run says itself counts, and it samples as it was trained.
+    filled.noise.update({"shift": 3.0, "shift_tokens": 50})
+    task = make_task(filled, tmp_path)
+    assert (task.settings["shift"], task.settings["shift_tokens"]) == (3.0, 50)
+    assert task._shift((2, 10, 10)) == 3.0
 
 
 def test_training_tells_the_levels_that_sampling_will(model, tmp_path, monkeypatch):
@@ -240,9 +247,13 @@ def test_a_run_does_not_go_on_with_other_adapters(model, tmp_path, changes, mess
         ({"text_encoder": ""}, r"adapters for a text encoder that stays .* config.text_encoder"),
         ({"lora.rank": 64}, r"config.lora.rank=64 is more than the 32 x 32 matrix"),
         ({"init": "two"}, r"has 'dit_low' beside \['dit', 'text', 'vae'\]"),
+        ({"init": "vae"}, r"config.init=.* has no 'dit' part, only \['vae'\]: give a model folder"),
     ],
 )
 def test_a_model_that_adapters_cannot_be_trained_for_is_refused(model, tmp_path, changes, message):
+    if changes.get("init") == "vae":
+        save_vae(tmp_path / "vae")
+        changes = {"init": str(tmp_path / "vae"), "data.buckets": None}
     if changes.get("init") == "two":
         two = write_model(tmp_path / "two")
         description = json.loads((two / "model.json").read_text())
@@ -257,3 +268,15 @@ def test_a_model_that_adapters_cannot_be_trained_for_is_refused(model, tmp_path,
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         make_task(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("part", "name"), [("vae", "vae"), ("text", "text_encoder")])
+def test_adapters_are_trained_with_the_parts_that_they_are_sampled_with(
+    model, tmp_path, part, name
+):
+    other = shutil.copytree(model, tmp_path / "other")
+    make_task(make_config(model, **{name: str(other)}), tmp_path / "run")  # a copy will do
+    tensors = load_file(other / f"{part}.safetensors")
+    save_file({key: x + 1 for key, x in tensors.items()}, other / f"{part}.safetensors")
+    with pytest.raises(ValueError, match=rf"config.{name}=.*other is another than that of config"):
+        make_task(make_config(model, **{name: str(other)}), tmp_path / "anew")

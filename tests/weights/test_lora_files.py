@@ -193,6 +193,11 @@ def test_a_lora_run_is_exported_as_one_model(folders, tmp_path):
     assert one.settings == loaded.settings
     changed = jax.device_get((one.params["dit"], loaded.params["dit"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *changed)
+    before = (model / "dit.safetensors").read_bytes()
+    for output, what in ((model, "the model of its adapters"), (run, "the checkpoint itself")):
+        with pytest.raises(ValueError, match=f"--output=.* is {what}; name another folder"):
+            export(str(run), str(output))
+    assert (model / "dit.safetensors").read_bytes() == before
 
 
 def test_a_lora_run_whose_model_is_another_one_or_gone_is_refused(folders):

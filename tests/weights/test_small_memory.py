@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import qwix
 from flax import traverse_util
+from safetensors.numpy import load_file, save_file
 
 import sora_jax
 from sora_jax.diffusion.conditioning import Given
@@ -170,3 +171,13 @@ def test_what_is_no_dtype_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="--dtype=int8 is of no file: import as stored"):
         import_open(PIPELINE, tmp_path / "out", dtype="int8")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_number_beyond_float16_is_refused_there(tmp_path):
+    path = write_model(tmp_path / "model")
+    tensors = load_file(path / "dit.safetensors")
+    tensors["head/bias"][0] = 1e5
+    save_file(tensors, path / "dit.safetensors")
+    with pytest.raises(ValueError, match=r"dit.safetensors: 'head/bias' goes beyond float16's 655"):
+        sora_jax.load(path, dtype="float16")
+    assert sora_jax.load(path, dtype="bfloat16").params["dit"]["head"]["bias"][0] > 9e4
