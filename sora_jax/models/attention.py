@@ -15,7 +15,7 @@ from sora_jax.models import blockwise, splash
 from sora_jax.models.context_parallel import Kernel, Names, attend_locally, attend_over_context
 from sora_jax.sharding import fitting_spec, is_split
 
-_UNNAMED = Names("attention")
+_UNNAMED = Names("attention", "attention_sums")
 _PLAIN_SCORES = 2**18  # up to this many scores over all heads and clips, loops only cost time
 
 

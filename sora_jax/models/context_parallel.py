@@ -29,11 +29,13 @@ class Names(NamedTuple):
 
     Attributes:
       result: of the attention.
+      sums: log-sum-exps of the scores, which the backward pass needs with the result.
       operands: queries, keys and values as the kernel takes them, None for no name. Kept, they
         spare the backward pass what was done to them, such as sending them to other devices.
     """
 
     result: str
+    sums: str
     operands: str | None = None
 
 
@@ -117,7 +119,7 @@ def _attend_forward(kernel, names, ring, q, k, v, mask):
         out, lse = kernel.forward(q, k, v, mask)
     else:
         out, lse = _ring_forward(kernel, ring, q, k, v, mask)
-    out, lse = (checkpoint_name(x, names.result) for x in (out, lse))
+    out, lse = checkpoint_name(out, names.result), checkpoint_name(lse, names.sums)
     return out, (q, k, v, mask, out, lse)
 
 

@@ -11,7 +11,16 @@ from sora_jax.models.attention import attend
 from sora_jax.models.context_parallel import Names
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.layers import Dense, layer_norm, rms_norm
-from sora_jax.models.remat import ATTENTION, HIDDEN, INPUT, OPERANDS, RESULTS, TEXT_ATTENTION
+from sora_jax.models.remat import (
+    ATTENTION,
+    HIDDEN,
+    INPUT,
+    OPERANDS,
+    RESULTS,
+    SUMS,
+    TEXT_ATTENTION,
+    TEXT_SUMS,
+)
 from sora_jax.models.rope import rotate
 from sora_jax.sharding import constrain
 
@@ -57,7 +66,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array | None) -> jax.Array:
         q, k = (rotate(project_heads(self, n, x, normed=True), angles) for n in ("query", "key"))
         v = project_heads(self, "value", x, normed=False)
-        y = attend(q, k, v, mask=mask, names=Names(ATTENTION, OPERANDS))
+        y = attend(q, k, v, mask=mask, names=Names(ATTENTION, SUMS, OPERANDS))
         y = y.reshape(x.shape)
         y = Dense(self.config.width, ("heads", "embed"), name="out", dtype=self.dtype)(y)
         return checkpoint_name(y, RESULTS)
@@ -75,7 +84,7 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, text: Text) -> jax.Array:
         q = checkpoint_name(project_heads(self, "query", x, normed=True), OPERANDS)
-        names = Names(TEXT_ATTENTION)
+        names = Names(TEXT_ATTENTION, TEXT_SUMS)
         y = attend(q, text.keys, text.values, names=names)
         if text.image_keys is not None:
             y = y + attend(q, text.image_keys, text.image_values, names=names)
