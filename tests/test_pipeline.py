@@ -263,6 +263,7 @@ def truncate(path):
         (lambda path: (path / "model.json").write_text("{"), "model.json is not JSON"),
         (lambda path: (path / "model.json").write_text("[]"), "is not a 'sora_jax model 1' file"),
         (edit(lambda d: d.update(format="other")), "is not a 'sora_jax model 1' file"),
+        (edit(lambda d: d.update(parts=["vae"])), "model.json: parts must be settings by name"),
         (edit(lambda d: d["parts"].pop("dit")), "has no 'dit' part, only .'text', 'vae'"),
         (edit(lambda d: d.pop("shift")), "model.json lacks 'shift'"),
         (edit(lambda d: d.update(solver="dpm")), "model.json: solver 'dpm' is unknown"),

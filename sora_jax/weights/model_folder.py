@@ -123,6 +123,8 @@ def load_description(folder: pathlib.Path | str) -> dict[str, Any]:
         )
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{file} is not a {FORMAT!r} file; write the model folder again")
+    if not isinstance(description.get("parts", {}), dict):
+        raise ValueError(f"{file}: parts must be settings by name; write the model folder again")
     return description
 
 
