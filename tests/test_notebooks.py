@@ -6,7 +6,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from sora_jax.video_io import probe
-from tests.weights.open_folders import PIPELINE
+from tests.weights.open_folders import PIPELINE, copy_experts, copy_image_pipeline, copy_ti2v
 
 NOTEBOOKS = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -38,14 +38,22 @@ def test_every_kind_of_prompt_is_shown():
 
 
 def test_open_weights_become_videos(tmp_path):
-    """With a tiny random model in the same layout in place of the download, and tiny sizes."""
-    video = tmp_path / "video.mp4"
-    settings = f"T2V, VIDEO = {str(PIPELINE)!r}, {str(video)!r}"
+    """With tiny random models in the same layouts in place of the downloads, and tiny sizes."""
+    models = {
+        "T2V": PIPELINE,
+        "I2V": copy_image_pipeline(tmp_path / "i2v"),
+        "TI2V": copy_ti2v(tmp_path / "ti2v"),
+        "EXPERTS": copy_experts(tmp_path / "experts"),
+    }
+    settings = [f"{name} = {str(folder)!r}" for name, folder in models.items()]
+    settings += [f"FOLDER = pathlib.Path({str(tmp_path)!r})"]
+    settings += ["SIZE, LARGE, FRAMES, STEPS = (32, 16), (64, 32), 5, 2"]
     notebook = read("open_weights.ipynb")
     for cell in notebook.cells:
         if "settings" in cell.metadata.get("tags", []):
-            cell.source = f"{settings}\nSIZE, FRAMES, STEPS = (32, 16), 5, 2"
+            cell.source = "\n".join(settings)
     code = run(notebook)
-    assert sum(shown(cell).count("<video ") for cell in code) == 1
-    info = probe(video)
-    assert (info.frames, info.width, info.height, info.fps) == (5, 32, 16, 16)
+    assert sum(shown(cell).count("<video ") for cell in code) == len(models)
+    for name, size in (("text_to", (32, 16)), ("text_and_image_to", (64, 32))):
+        info = probe(tmp_path / f"{name}_video.mp4")
+        assert (info.frames, info.width, info.height) == (5, *size)
