@@ -28,7 +28,7 @@ def inherit(config: ConfigDict) -> ConfigDict:
     Raises:
       FileNotFoundError, ValueError: it names no model folder, or a model that is not trained here.
     """
-    if config.task != "dit" or not config.init:
+    if config.get("task") != "dit" or not config.init:
         return config
     folder = find_model(config.init)
     if not (folder / "model.json").is_file() and is_open_model(folder):
