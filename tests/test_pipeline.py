@@ -270,6 +270,8 @@ def truncate(path):
         (edit(lambda d: d.update(size=[96])), "model.json: size .96,. must be .width, height."),
         (edit(lambda d: d.update(fps="8")), "model.json: .*; write the model folder again"),
         (edit(lambda d: d["parts"]["vae"].pop("latent_std")), "lacks 'latent_std'"),
+        (edit(lambda d: d["parts"]["vae"].update(latent_mean=4 * [None])), "latent_mean is .None,"),
+        (edit(lambda d: d["parts"]["vae"].update(latent_std=4 * [0.0])), "0.0 must be positive"),
         (edit(lambda d: d["parts"]["dit"].update(depth=2)), "DiTConfig has no field 'depth'"),
         (edit(lambda d: d["parts"]["text"].pop("width")), "TextConfig.*'width'"),
         (edit(lambda d: d["parts"]["dit"].update(width=64)), "has shape .* asks for"),

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sora_jax.weights.int8 import held_dtype, quantise
-from sora_jax.weights.tensor_files import DTYPES, allocate, check_range
+from sora_jax.weights.tensor_files import DTYPES, allocate, check_finite, check_range
 
 FORMAT = "sora_jax model 1"
 LORA_FORMAT = "sora_jax lora 1"  # see `weights.lora_folder`
@@ -148,7 +148,7 @@ def load_part(
     Raises:
       FileNotFoundError: the part's file is missing.
       ValueError: truncated, or tensors missing, unknown, or of other shapes: nothing is loaded; or
-        a number that float16 cannot hold.
+        NaN, infinity, or a number that float16 cannot hold.
     """
     file, wanted = _part_file(folder, name), traverse_util.flatten_dict(shapes, sep="/")
     flat = {}
@@ -158,7 +158,7 @@ def load_part(
             view = tensors.get_slice(key)
             kept = held_dtype(name, key, dtype, DTYPES.get(view.get_dtype(), _FLOAT32))
             if kept == np.int8:
-                layers = (view[i] for i in range(wanted[key].shape[0]))
+                layers = (_finite(view[i], file, key) for i in range(wanted[key].shape[0]))
                 flat[key] = place(quantise(layers, wanted[key].shape))
             else:
                 flat[key] = place(_read_as(tensors, key, kept, file))
@@ -167,11 +167,16 @@ def load_part(
 
 def _read_as(tensors: safe_open, key: str, dtype: np.dtype, file: pathlib.Path) -> np.ndarray:
     """A tensor of an open file; a function of its own, so that what was read is let go."""
-    read = tensors.get_tensor(key)
+    read = _finite(tensors.get_tensor(key), file, key)
     if dtype == np.float16 and read.dtype != dtype:
         check_range(read, file, key)
     x = allocate(read.shape, dtype)
     x[...] = read
+    return x
+
+
+def _finite(x: np.ndarray, file: pathlib.Path, key: str) -> np.ndarray:
+    check_finite(x, file, key)
     return x
 
 

@@ -137,7 +137,20 @@ def _read_vae(folder: Path) -> tuple[VAEConfig, np.ndarray, np.ndarray, float]:
         fps = float(description["fps"])
     except KeyError as error:
         raise ValueError(f"{folder}/model.json lacks {error} of the VAE; write it again") from error
-    return _config(VAEConfig, settings, folder), np.float32(mean), np.float32(std), fps
+    config = _config(VAEConfig, settings, folder)
+    for name, value in (("latent_mean", mean), ("latent_std", std)):
+        numbers = isinstance(value, list) and all(type(x) in (int, float) for x in value)
+        if not numbers or not value or not np.isfinite(value).all():
+            raise ValueError(
+                f"{folder}/model.json: {name} is {value!r}, and must be a number for each latent "
+                "channel; write the model folder again"
+            )
+    if min(std) <= 0:
+        raise ValueError(
+            f"{folder}/model.json: latent_std {min(std)} must be positive; write the model folder "
+            "again"
+        )
+    return config, np.float32(mean), np.float32(std), fps
 
 
 def load_dit(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[DiTConfig, Any]:

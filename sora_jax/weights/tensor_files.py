@@ -170,8 +170,7 @@ def read_tensor(stored: Stored, layer: int | None = None) -> np.ndarray:
         raise ValueError(f"{stored.file} changed while it was read ({error}); try again") from error
     if x.shape != stored.shape[layer is not None :] or x.dtype != stored.dtype:
         raise ValueError(f"{stored.file} changed while it was read; try again")
-    if not _all_finite(x):
-        raise ValueError(f"{stored.file}: {stored.name!r} holds NaN or infinity; download it again")
+    check_finite(x, stored.file, stored.name)
     return x
 
 
@@ -187,17 +186,19 @@ def are_equal(one: Stored, other: Stored) -> bool:
         return all(np.array_equal(*(view[at] for view in views)) for at in rows)
 
 
-def _all_finite(x: np.ndarray) -> bool:
-    """Whether no exponent is all ones, part by part: a mask of a whole tensor would be large."""
+def check_finite(x: np.ndarray, file: pathlib.Path, name: str) -> None:
+    """Raises ValueError, naming the tensor, if it has an exponent of all ones: infinity or NaN.
+
+    Part by part, since a mask of a whole tensor would be large.
+    """
     bits, exponent = {
         "float32": (np.uint32, 0x7F800000),
         "float16": (np.uint16, 0x7C00),
         "bfloat16": (np.uint16, 0x7F80),
     }[x.dtype.name]
     flat, part = np.ascontiguousarray(x).reshape(-1).view(bits), 2**20
-    return not any(
-        ((flat[i : i + part] & exponent) == exponent).any() for i in range(0, flat.size, part)
-    )
+    if any(((flat[i : i + part] & exponent) == exponent).any() for i in range(0, flat.size, part)):
+        raise ValueError(f"{file}: {name!r} holds NaN or infinity; get the file again")
 
 
 def check_range(x: np.ndarray, file: pathlib.Path, name: str) -> None:

@@ -26,12 +26,19 @@ def test_paths_may_begin_at_home(home):
     assert sora_jax.load(home / "half").settings == sora_jax.load(home / "model").settings
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 70_000.0])
-def test_parameters_that_half_precision_cannot_hold_are_refused(home, value):
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (np.nan, "holds NaN or infinity"),
+        (np.inf, "holds NaN or infinity"),
+        (70_000.0, "text has parameters .* beyond"),
+    ],
+)
+def test_parameters_that_half_precision_cannot_hold_are_refused(home, value, why):
     file = home / "model" / "text.safetensors"
     parameters = {name: np.float32(x) for name, x in load_file(file).items()}
     next(iter(parameters.values())).flat[0] = value
     save_file(parameters, file)
-    with pytest.raises(ValueError, match=r"text has parameters that are NaN or beyond"):
+    with pytest.raises(ValueError, match=why):
         export(str(home / "model"), str(home / "half"))
     assert not (home / "half").exists()
