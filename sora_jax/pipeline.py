@@ -366,7 +366,7 @@ def load(
         if kept == np.int8:
             raise ValueError(
                 f"the adapters of {lora} cannot be added to parameters in int8; write a model with "
-                "them first: sora_jax.weights export --lora, of an open model after sora_jax.weights import"
+                "them first: sora_jax.weights export --lora, of an open model after import"
             )
     tokenizer = Tokenizer.from_file(parts.tokenizer)
     check_fit(folder, parts)
