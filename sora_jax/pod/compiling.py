@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import tempfile
+import threading
 import time
 from multiprocessing.connection import Connection
 
@@ -116,6 +117,7 @@ def compile_plan(plan: Plan, name: str) -> Result:
 
 def _compile(plan: Plan, connection: Connection, said: str) -> None:
     """Runs in the process; what the compiler says goes to the file `said`."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
     os.environ.pop("XLA_FLAGS", None)  # one of another backend would end the TPU's compiler
     mesh = plan_mesh(plan.config, plan.topology)
@@ -144,6 +146,12 @@ def _compile(plan: Plan, connection: Connection, said: str) -> None:
         if x is not None and sharding is None
     )
     connection.send(Result("", text, memory, unread, flops))
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that began it is gone, killed for instance."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _one_line(error: jax.errors.JaxRuntimeError) -> str:
