@@ -96,6 +96,20 @@ def _plain(q, k, v, mask):
     return jnp.einsum("bknm,bmkd->bnkd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
+def _heads_first(function: Callable) -> Callable:
+    """A function of `blockwise` with arrays [B, K, N, d] in and out, as those of `splash` have.
+
+    The transposes and those around it cancel out: on CPU, turning each clip where it is used is a
+    tenth of the train step faster.
+    """
+
+    def run(*arrays):
+        arrays = (x.swapaxes(1, 2) if x is not None and x.ndim == 4 else x for x in arrays)
+        return tuple(x.swapaxes(1, 2) if x.ndim == 4 else x for x in function(*arrays))
+
+    return run
+
+
 def _per_platform(tpu: Callable, default: Callable) -> Callable:
     """The function of the platform that the program is lowered for."""
 
@@ -108,6 +122,6 @@ def _per_platform(tpu: Callable, default: Callable) -> Callable:
 
 
 _KERNEL = Kernel(
-    forward=_per_platform(splash.forward, blockwise.forward),
-    backward=_per_platform(splash.backward, blockwise.backward),
+    forward=_per_platform(splash.forward, _heads_first(blockwise.forward)),
+    backward=_per_platform(splash.backward, _heads_first(blockwise.backward)),
 )

@@ -22,12 +22,12 @@ MASKED = -1e30
 def forward(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of q [B, K, N, d] to k and v [B, K, M, d], keys by mask bool [B, M] or all.
+    """Attention of q [B, N, K, d] to k and v [B, M, K, d], keys by mask bool [B, M] or all.
 
     Returns:
-      Output [B, K, N, d] in the dtype of q, and the log-sum-exp of the scores, float32 [B, K, N].
+      Output [B, N, K, d] in the dtype of q, and the log-sum-exp of the scores, float32 [B, K, N].
     """
-    out, lse = _over_heads(_head_forward, (q, k, v), mask, scores=q.shape[2] * k.shape[2])
+    out, lse = _over_heads(_head_forward, (q, k, v), mask, scores=q.shape[1] * k.shape[1])
     return out.astype(q.dtype), lse
 
 
@@ -46,12 +46,12 @@ def backward(
     of the keys.
     """
     arrays = (q, k, v, out, lse, grad)
-    dq, dk, dv = _over_heads(_head_backward, arrays, mask, scores=q.shape[2] * k.shape[2])
+    dq, dk, dv = _over_heads(_head_backward, arrays, mask, scores=q.shape[1] * k.shape[1])
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 def _over_heads(head: Callable, arrays: tuple, mask: jax.Array | None, scores: int) -> tuple:
-    """Applies head(*arrays, mask) to each clip and head of [B, K, N or M, d] and [B, K, N].
+    """Applies head(*arrays, mask) to each clip and head of [B, N or M, K, d] and [B, K, N].
 
     On CPU one after the other, so that the scores stay in cache; elsewhere all together. The
     choice falls when the program is lowered: one can compile for a TPU on a machine without.
@@ -59,19 +59,26 @@ def _over_heads(head: Callable, arrays: tuple, mask: jax.Array | None, scores: i
 
     def clip(operands, one_by_one):
         arrays, mask = operands
+        arrays = tuple(_heads_first(x) for x in arrays)
         if one_by_one:
             arrays = tuple(x.astype(jnp.float32) for x in arrays)
         at_once = max(1, _CACHED_SCORES // scores)
         run = functools.partial(_run_head, head, mask)
         if one_by_one and at_once < arrays[0].shape[0]:
-            return lax.map(run, arrays, batch_size=at_once if at_once > 1 else None)
-        return jax.vmap(run)(arrays)
+            results = lax.map(run, arrays, batch_size=at_once if at_once > 1 else None)
+        else:
+            results = jax.vmap(run)(arrays)
+        return tuple(_heads_first(x) for x in results)
 
     return lax.platform_dependent(
         (arrays, mask),
         cpu=lambda operands: lax.map(functools.partial(clip, one_by_one=True), operands),
         default=jax.vmap(functools.partial(clip, one_by_one=False)),
     )
+
+
+def _heads_first(x):
+    return x.swapaxes(0, 1) if x.ndim == 3 else x  # log-sum-exps have heads first
 
 
 def _run_head(head, mask, arrays):

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 
 class Kernel(NamedTuple):
-    """Attention of arrays on one device, heads first: `blockwise.forward`, `blockwise.backward`."""
+    """Attention of arrays on one device, heads first: `splash.forward` and `splash.backward`."""
 
     forward: Callable
     backward: Callable

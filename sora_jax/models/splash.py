@@ -31,7 +31,7 @@ def is_for(q: jax.Array) -> bool:
 def forward(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """See `blockwise.forward`."""
+    """See `blockwise.forward`, but for heads first: arrays [B, K, N, d]."""
     n = q.shape[2]
     operands, segments = _operands(q, k, v, mask)
     kernel = _kernel(operands[0].shape[2], operands[1].shape[2])
@@ -56,7 +56,7 @@ def backward(
     lse: jax.Array,
     grad: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """See `blockwise.backward`."""
+    """See `blockwise.backward`, but for heads first: arrays [B, K, N, d]."""
     n, m, scale = q.shape[2], k.shape[2], q.shape[-1] ** -0.5
     operands, segments = _operands(q, k, v, mask)
     kernel = _kernel(operands[0].shape[2], operands[1].shape[2])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.models import blockwise, splash
+from sora_jax.models.attention import _heads_first
 
 pytest.importorskip("tokamax", reason='the tpu extra is not installed: pip install -e ".[tpu]"')
 
@@ -24,11 +25,11 @@ def make(n, m, heads, masked):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients_are_those_of_the_plain_path(case):
     q, k, v, mask, grad = make(*case)
-    out, lse = jax.jit(blockwise.forward)(q, k, v, mask)
+    out, lse = jax.jit(_heads_first(blockwise.forward))(q, k, v, mask)
     found_out, found_lse = jax.jit(splash.forward)(q, k, v, mask)
     np.testing.assert_allclose(found_out, out, atol=2e-5)
     np.testing.assert_allclose(found_lse, lse, atol=2e-5)
-    wanted = jax.jit(blockwise.backward)(q, k, v, mask, out, lse, grad)
+    wanted = jax.jit(_heads_first(blockwise.backward))(q, k, v, mask, out, lse, grad)
     found = jax.jit(splash.backward)(q, k, v, mask, out, lse, grad)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
@@ -52,8 +53,8 @@ def test_kernels_are_for_tpus_and_heads_of_whole_lanes(monkeypatch):
 def test_the_backward_pass_takes_a_share_of_the_keys():
     """With the log-sum-exp and the output of all keys, shares of the gradients add up."""
     q, k, v, mask, grad = make(256, 256, 1, True)
-    out, lse = jax.jit(blockwise.forward)(q, k, v, mask)
-    wanted = jax.jit(blockwise.backward)(q, k, v, mask, out, lse, grad)
+    out, lse = jax.jit(_heads_first(blockwise.forward))(q, k, v, mask)
+    wanted = jax.jit(_heads_first(blockwise.backward))(q, k, v, mask, out, lse, grad)
     backward = jax.jit(splash.backward)
     first, second = (
         backward(q, k[:, :, part], v[:, :, part], mask[:, part], out, lse, grad)
