@@ -10,8 +10,7 @@ import jax
 from flax import linen as nn
 
 from benchmarks.timing import measure, report
-from sora_jax.models.text import TextConfig, TextEncoder, flops
-from sora_jax.weights.parts import init_text
+from sora_jax.models.text import TextConfig, TextEncoder, flops, init_text
 
 CONFIG = TextConfig(vocabulary=32_000, width=512, layers=6, heads=6, head_width=64, mlp_width=1024)
 BATCH, WORDS = 2, 128

@@ -25,7 +25,7 @@ features are computed before.
 from ml_collections import ConfigDict
 
 from configs import shapes_dit
-from sora_jax.buckets import make_buckets
+from sora_jax.buckets import ASPECT_RATIOS, make_buckets
 
 SIZES = {
     "1.3b": {"width": 1536, "layers": 30, "heads": 12, "mlp_width": 8960},
@@ -36,7 +36,6 @@ TRANSFORMER = {
     **{"1.3b": "1.3b", "5b": "5b", "14b": "14b", "14b_v6e": "14b", "14b_1080p": "14b"},
     **{"minute": "5b", "images": "1.3b"},
 }
-ASPECT_RATIOS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 PIXELS = {
     **{"480p": 832 * 480, "704p": 1280 * 704, "720p": 1280 * 720},
     **{"1080p": 1920 * 1088, "2048": 2048 * 2048},

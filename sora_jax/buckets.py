@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Width over height of what people film: wide, 4:3, square, and these upright.
+ASPECT_RATIOS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 # Buckets whose aspect ratio (as a logarithm) is this close to the best one count as equally close:
 # rounding sides to multiples moves the ratio, and must not decide against a longer duration.
 _SAME_ASPECT = 0.05

@@ -13,7 +13,7 @@ from sora_jax import sharding
 from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig, init_image
-from sora_jax.models.text import TextConfig
+from sora_jax.models.text import TextConfig, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.sharding import (
     MESH_AXES,
@@ -27,7 +27,6 @@ from sora_jax.sharding import (
     tree_shardings,
     ways,
 )
-from sora_jax.weights.parts import init_text
 
 
 def boxed(shape, names):

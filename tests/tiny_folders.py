@@ -7,10 +7,9 @@ import numpy as np
 from flax import linen as nn
 
 from sora_jax.language.tokenizer import train
-from sora_jax.models.text import TextConfig
+from sora_jax.models.text import TextConfig, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.model_folder import Part, save_model
-from sora_jax.weights.parts import init_text
 
 VAE = VAEConfig(
     encoder_width=8,

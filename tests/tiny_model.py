@@ -9,10 +9,9 @@ from flax import linen as nn
 from sora_jax.language import tokenizer
 from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import DiTConfig
-from sora_jax.models.text import TextConfig
+from sora_jax.models.text import TextConfig, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.model_folder import Part, save_model
-from sora_jax.weights.parts import init_text
 
 SIZE, FRAMES = (32, 16), 5
 PROMPT = "a red circle moves right"

@@ -15,6 +15,7 @@ from flax import traverse_util
 
 from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.sizes import abstract_params
 
 # What config.lora.targets may name, and the layers that each stands for.
 TARGETS = {
@@ -79,9 +80,7 @@ def init_lora(config: DiTConfig, lora: LoRAConfig, key: jax.Array) -> dict[str, 
     Raises:
       ValueError: a rank beyond that of a matrix.
     """
-    boxed = traverse_util.flatten_dict(
-        jax.eval_shape(lambda key: init_dit(config, key), key), sep="/"
-    )
+    boxed = traverse_util.flatten_dict(abstract_params(init_dit, config), sep="/")
     adapters = {}
     for module, own_key in zip(lora.modules, jax.random.split(key, len(lora.modules))):
         kernel = boxed[f"{module}/kernel"]

@@ -1,6 +1,9 @@
-"""Checks that the configurations of the models share."""
+"""Checks that the configurations of the models share, and what a network of a size consists of."""
 
+from collections.abc import Callable
 from typing import Any
+
+import jax
 
 
 def check_positive(config: Any, *names: str) -> None:
@@ -17,3 +20,8 @@ def check_positive(config: Any, *names: str) -> None:
 def is_counts(value: Any) -> bool:
     """Whether a value is a tuple of whole numbers, each at least 1."""
     return isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)
+
+
+def abstract_params(init: Callable[[Any, jax.Array], Any], config: Any) -> Any:
+    """What `init(config, key)` returns, with shapes in the place of numbers."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))

@@ -182,6 +182,11 @@ class TextEncoder(nn.Module):
         return jnp.where(present[..., None], x, 0).astype(self.dtype)
 
 
+def init_text(config: TextConfig, key: jax.Array) -> dict:
+    """Parameters (boxed with their logical axes) of a text encoder."""
+    return TextEncoder(config).init(key, jnp.ones((1, 1), jnp.int32))["params"]
+
+
 def flops(config: TextConfig, tokens: int) -> int:
     """Floating-point operations of one pass over one text (a multiply-add is two)."""
     inner = config.heads * config.head_width

@@ -20,7 +20,9 @@ from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import flops
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.lora import LoRAConfig
+from sora_jax.models.sizes import abstract_params
 from sora_jax.models.text import flops as text_flops
+from sora_jax.models.text import init_text
 from sora_jax.models.vae import VAE, encode_frames, init_vae
 from sora_jax.models.vae_clips import decode_clip
 from sora_jax.pod.sizes import Sizes
@@ -31,7 +33,6 @@ from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.state import abstract_state, jit_train_step
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.int8 import abstract, held_dtype
-from sora_jax.weights.parts import init_text
 from sora_jax.weights.settings import from_settings
 from sora_jax.weights.tensor_files import as_dtype
 
@@ -63,7 +64,7 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Any:
     adapters, frozen = None, {}
     if config.lora.rank:
         adapters = Adapters(from_settings(LoRAConfig, config.lora), pathlib.Path(), "")
-        frozen = {"dit": _as_stored(jax.eval_shape(lambda key: init_dit(sizes.dit, key), _key()))}
+        frozen = {"dit": _as_stored(abstract_params(init_dit, sizes.dit))}
     return DiTTask(
         sizes.dit,
         sizes.text,
@@ -221,7 +222,7 @@ def _held(
     part: str, init: Callable[[Any, jax.Array], Any], config: Any, held: str, mesh: Mesh
 ) -> Any:
     """Parameters of a network as sampling holds them, see `sora_jax.load`, split as in training."""
-    boxed = jax.eval_shape(lambda key: init(config, key), _key())
+    boxed = abstract_params(init, config)
     params = _placed(nn.meta.unbox(boxed), tree_shardings(boxed, mesh))
 
     def one(path: tuple[str, ...], x: jax.ShapeDtypeStruct) -> Any:
@@ -237,7 +238,7 @@ def _held(
 
 
 def _shapes(init: Callable[[Any, jax.Array], Any], config: Any) -> Any:
-    return nn.meta.unbox(jax.eval_shape(lambda key: init(config, key), _key()))
+    return nn.meta.unbox(abstract_params(init, config))
 
 
 def _key() -> jax.ShapeDtypeStruct:

@@ -20,14 +20,13 @@ from sora_jax.diffusion.flow import (
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.dit_config import DiTConfig, attention_flops, flops
 from sora_jax.models.lora import LoRAConfig, init_lora, scaled
-from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.text import TextConfig, TextEncoder, init_text
 from sora_jax.models.vae import VAEConfig, encode_frames
 from sora_jax.training.losses import flow_loss
 from sora_jax.training.state import Batch, Metrics
 from sora_jax.weights.lora import lora_to_diffusers
 from sora_jax.weights.lora_folder import save_lora
 from sora_jax.weights.model_folder import Part, save_model
-from sora_jax.weights.parts import init_text
 
 # The first latent frame of a clip is one frame, and that of a window holds four, which the network
 # must see in it: that of a window never has a higher level in training.

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sora_jax.buckets import make_buckets
+from sora_jax.buckets import ASPECT_RATIOS, make_buckets
 from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.vae import VAEConfig
@@ -14,7 +14,6 @@ from sora_jax.weights.model_folder import find_model, load_description
 from sora_jax.weights.settings import from_settings
 from sora_jax.weights.wan import is_open_model
 
-ASPECT_RATIOS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 _PARTS = {"vae", "dit", "text"}
 
 

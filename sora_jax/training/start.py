@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.sizes import abstract_params
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights.model_folder import find_model
@@ -64,7 +65,7 @@ def base_of_dit(folder: str, config: DiTConfig) -> Any:
     """
     found, params = load_dit(find_model(folder), None)
     _check_same(folder, "transformer", "dit", found, config)
-    boxed = jax.eval_shape(lambda key: init_dit(config, key), jax.random.key(0))
+    boxed = abstract_params(init_dit, config)
     return jax.tree.map(
         lambda box, x: box.replace_boxed(x),
         boxed,

@@ -18,7 +18,8 @@ from flax import traverse_util
 from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig, init_image
-from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.sizes import abstract_params
+from sora_jax.models.text import TextConfig, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
 
 Tensors = Mapping[str, np.ndarray]
@@ -186,8 +187,7 @@ def check_shapes(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> Non
 
 def _shapes(init: Callable[[Any, jax.Array], Any], config: Any) -> dict[str, tuple[int, ...]]:
     """Our parameters' shapes by path."""
-    boxed = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
-    flat = traverse_util.flatten_dict(nn.meta.unbox(boxed), sep="/")
+    flat = traverse_util.flatten_dict(nn.meta.unbox(abstract_params(init, config)), sep="/")
     return {path: tuple(x.shape) for path, x in flat.items()}
 
 
@@ -332,12 +332,9 @@ _TEXT_NAMES = {
 
 
 def _text_entries(config: TextConfig) -> list[_Entry]:
-    def init(config: TextConfig, key: jax.Array) -> Any:
-        return TextEncoder(config).init(key, np.ones((1, 1), np.int32))["params"]
-
     return [
         _Entry(path, _TEXT_NAMES[path], _LINEAR if path.endswith("kernel") else _SAME, shape)
-        for path, shape in _shapes(init, config).items()
+        for path, shape in _shapes(init_text, config).items()
     ]
 
 

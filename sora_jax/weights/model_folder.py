@@ -158,7 +158,7 @@ def load_part(
             view = tensors.get_slice(key)
             kept = held_dtype(name, key, dtype, DTYPES.get(view.get_dtype(), _FLOAT32))
             if kept == np.int8:
-                layers = (_finite(view[i], file, key) for i in range(wanted[key].shape[0]))
+                layers = (check_finite(view[i], file, key) for i in range(wanted[key].shape[0]))
                 flat[key] = place(quantise(layers, wanted[key].shape))
             else:
                 flat[key] = place(_read_as(tensors, key, kept, file))
@@ -167,16 +167,11 @@ def load_part(
 
 def _read_as(tensors: safe_open, key: str, dtype: np.dtype, file: pathlib.Path) -> np.ndarray:
     """A tensor of an open file; a function of its own, so that what was read is let go."""
-    read = _finite(tensors.get_tensor(key), file, key)
+    read = check_finite(tensors.get_tensor(key), file, key)
     if dtype == np.float16 and read.dtype != dtype:
         check_range(read, file, key)
     x = allocate(read.shape, dtype)
     x[...] = read
-    return x
-
-
-def _finite(x: np.ndarray, file: pathlib.Path, key: str) -> np.ndarray:
-    check_finite(x, file, key)
     return x
 
 

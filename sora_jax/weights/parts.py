@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig, init_image
-from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.sizes import abstract_params
+from sora_jax.models.text import TextConfig, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.model_folder import check_part_file, load_description, load_part
 from sora_jax.weights.settings import from_settings
@@ -102,11 +102,6 @@ def open_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
         return load_part(folder, part, shapes[part], dtype, place)
 
     return Parts(configs, mean, std, description, folder / "tokenizer.json", load)
-
-
-def init_text(config: TextConfig, key: jax.Array) -> dict:
-    """Parameters (boxed with their logical axes) of a text encoder."""
-    return TextEncoder(config).init(key, jnp.ones((1, 1), jnp.int32))["params"]
 
 
 _INITS = {
@@ -247,4 +242,4 @@ def _config(cls: type, settings: dict[str, Any], folder: Path) -> Any:
 
 
 def _shapes(init: Callable[[Any, jax.Array], Any], config: Any) -> Any:
-    return nn.meta.unbox(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
+    return nn.meta.unbox(abstract_params(init, config))

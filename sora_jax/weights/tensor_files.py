@@ -170,8 +170,7 @@ def read_tensor(stored: Stored, layer: int | None = None) -> np.ndarray:
         raise ValueError(f"{stored.file} changed while it was read ({error}); try again") from error
     if x.shape != stored.shape[layer is not None :] or x.dtype != stored.dtype:
         raise ValueError(f"{stored.file} changed while it was read; try again")
-    check_finite(x, stored.file, stored.name)
-    return x
+    return check_finite(x, stored.file, stored.name)
 
 
 def are_equal(one: Stored, other: Stored) -> bool:
@@ -186,8 +185,8 @@ def are_equal(one: Stored, other: Stored) -> bool:
         return all(np.array_equal(*(view[at] for view in views)) for at in rows)
 
 
-def check_finite(x: np.ndarray, file: pathlib.Path, name: str) -> None:
-    """Raises ValueError, naming the tensor, if it has an exponent of all ones: infinity or NaN.
+def check_finite(x: np.ndarray, file: pathlib.Path, name: str) -> np.ndarray:
+    """The tensor; raises ValueError, naming it, for an exponent of all ones: infinity or NaN.
 
     Part by part, since a mask of a whole tensor would be large.
     """
@@ -199,6 +198,7 @@ def check_finite(x: np.ndarray, file: pathlib.Path, name: str) -> None:
     flat, part = np.ascontiguousarray(x).reshape(-1).view(bits), 2**20
     if any(((flat[i : i + part] & exponent) == exponent).any() for i in range(0, flat.size, part)):
         raise ValueError(f"{file}: {name!r} holds NaN or infinity; get the file again")
+    return x
 
 
 def check_range(x: np.ndarray, file: pathlib.Path, name: str) -> None:

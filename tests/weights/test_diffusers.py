@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from golden import load_golden
 
 from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import DiTConfig
-from sora_jax.models.text import TextConfig, TextEncoder
+from sora_jax.models.text import TextConfig, TextEncoder, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.diffusers import (
     dit_from_diffusers,
@@ -22,11 +21,6 @@ from sora_jax.weights.diffusers import (
     vae_from_diffusers,
     vae_to_diffusers,
 )
-
-
-def init_text(config, key):
-    return TextEncoder(config).init(key, jnp.ones((1, 1), jnp.int32))["params"]
-
 
 DIT = DiTConfig(
     width=32, layers=3, heads=2, mlp_width=40, latent_channels=3, text_width=12, time_features=16
