@@ -36,13 +36,15 @@ def shift_levels(t: jax.Array, shift: float | jax.Array) -> jax.Array:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def token_shift(tokens: int, *, base: float, base_tokens: int) -> float:
+def token_shift(tokens: int, *, base: float, base_tokens: int | None) -> float:
     """The shift for a clip of `tokens`: `base` at `base_tokens`, growing with the square root.
+
+    Without `base_tokens` it is `base` for all.
 
     More tokens average the noise away more, so the same destruction needs a higher level
     (arXiv 2403.03206, equation 23).
     """
-    return base * (tokens / base_tokens) ** 0.5
+    return base if base_tokens is None else base * (tokens / base_tokens) ** 0.5
 
 
 def told_levels(t: jax.Array, grid: int | None) -> jax.Array:

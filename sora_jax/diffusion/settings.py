@@ -82,8 +82,6 @@ class ModelSettings:
 
     def shift_for(self, tokens: int) -> float:
         """The schedule's shift for a clip of so many tokens of the transformer."""
-        if self.shift_tokens is None:
-            return self.shift
         return token_shift(tokens, base=self.shift, base_tokens=self.shift_tokens)
 
     def override(self, **values: Any) -> "ModelSettings":

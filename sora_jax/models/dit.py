@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sora_jax.models.dit_blocks import TOKENS, Block, Text, modulate, scan_blocks
+from sora_jax.models.dit_blocks import TOKENS, Block, Text, modulate
 from sora_jax.models.dit_config import DiTConfig
-from sora_jax.models.layers import Dense, layer_norm, patchify, sinusoids, unpatchify
+from sora_jax.models.layers import Dense, layer_norm, patchify, scan_blocks, sinusoids, unpatchify
 from sora_jax.models.remat import REMAT
 from sora_jax.models.rope import rope_angles
 from sora_jax.models.text_reader import TextReader

@@ -141,15 +141,3 @@ class Block(nn.Module):
         y = checkpoint_name(y, RESULTS)
         x = x + y * parts[5][:, :, None]
         return constrain(x, TOKENS), None
-
-
-def scan_blocks(block: type[nn.Module], layers: int, in_axes: object) -> type[nn.Module]:
-    """The block `layers` times, one after the other, its parameters stacked."""
-    return nn.scan(
-        block,
-        variable_axes={"params": 0, "lora": 0},
-        split_rngs={"params": True},
-        in_axes=in_axes,
-        length=layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )

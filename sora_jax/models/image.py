@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from sora_jax.models.attention import attend
-from sora_jax.models.layers import Dense, LayerNorm, patchify
+from sora_jax.models.layers import Dense, LayerNorm, patchify, scan_blocks
 from sora_jax.models.sizes import check_positive
 from sora_jax.sharding import constrain
 
@@ -113,13 +113,7 @@ class ImageEncoder(nn.Module):
         shape = (cfg.tokens, cfg.width)
         x = x + self.param("positions", nn.with_logical_partitioning(init, axes), shape)[None]
         x = LayerNorm(name="norm_in")(x)
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=cfg.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
+        blocks = scan_blocks(Block, cfg.layers)
         (x, tokens), _ = blocks(cfg, self.dtype, name="blocks")((x, x))
         return tokens, LayerNorm(name="norm_out")(x[:, 0])
 

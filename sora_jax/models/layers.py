@@ -63,6 +63,18 @@ def dequantise(kernel: Any) -> jax.Array:
     return qwix.dequantize(kernel)
 
 
+def scan_blocks(block: type[nn.Module], layers: int, in_axes: Any = 0) -> type[nn.Module]:
+    """The block `layers` times, one after the other, its parameters stacked."""
+    return nn.scan(
+        block,
+        variable_axes={"params": 0, "lora": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     """LayerNorm without affine parameters over the last axis, in float32 and returned so."""
     x = x.astype(jnp.float32)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.models.layers import Dense, rms_norm
+from sora_jax.models.layers import Dense, rms_norm, scan_blocks
 from sora_jax.models.sizes import check_positive
 from sora_jax.sharding import constrain
 
@@ -169,14 +169,8 @@ class TextEncoder(nn.Module):
         buckets = jnp.asarray(
             position_buckets(tokens.shape[1], config.buckets, config.max_distance)
         )
-        blocks = nn.scan(
-            nn.remat(Block, prevent_cse=False) if self.remat else Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=config.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        blocks = scan_blocks(block, config.layers, (nn.broadcast, nn.broadcast))
         x, _ = blocks(config, self.dtype, name="blocks")(x, buckets, mask)
         x = RMSNorm(self.dtype, name="norm")(x)
         return jnp.where(present[..., None], x, 0).astype(self.dtype)

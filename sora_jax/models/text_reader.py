@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sora_jax.models.dit_blocks import Text, project_heads, scan_blocks
+from sora_jax.models.dit_blocks import Text, project_heads
 from sora_jax.models.dit_config import DiTConfig
-from sora_jax.models.layers import Dense, LayerNorm
+from sora_jax.models.layers import Dense, LayerNorm, scan_blocks
 
 
 class KeysAndValues(nn.Module):

@@ -196,8 +196,6 @@ class DiTTask:
         return losses, jnp.sum(levels, axis=1) / jnp.sum(~held, axis=1)
 
     def _shift(self, latent_shape: tuple[int, ...]) -> float:
-        if self.noise.shift_tokens is None:
-            return self.noise.shift
         tokens = int(np.prod(self.config.grid(latent_shape)))
         return token_shift(tokens, base=self.noise.shift, base_tokens=self.noise.shift_tokens)
 
