@@ -10,7 +10,7 @@ from sora_jax.models.conv_cpu import conv_frame_by_frame
 from sora_jax.models.conv_image import conv_image
 
 # Pixels from which a clip's frames are convolved one at a time on CPU; smaller ones fit the cache.
-LARGE_FRAME = 64 * 64
+LARGE_FRAME = 32 * 32
 
 
 class Past:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.models.conv import Past, conv_time_taps, conv_video
-from sora_jax.models.conv_cpu import conv_frame_by_frame
+from sora_jax.models.conv_cpu import NARROW, conv_frame_by_frame
 
 
 def draw(*shape, seed=0):
@@ -27,7 +27,11 @@ def reference(x, kernel, stride=(1, 1), padding=((1, 1), (1, 1))):
 
 LARGE = (64, 66)
 # Batch, frames out, height, width, channels in and out.
-SIZES = [(2, 4, 5, 7, 3, 4), (1, 1, 1, 1, 2, 2), (1, 2, 8, 3, 5, 1), (3, 3, 2, 2, 1, 6)]
+WIDE = NARROW + 1
+SIZES = [
+    *[(2, 4, 5, 7, 3, 4), (1, 1, 1, 1, 2, 2), (1, 2, 8, 3, 5, 1), (3, 3, 2, 2, 1, 6)],
+    *[(2, 5, 4, 6, WIDE, 3), (1, 4, 3, 2, 2, WIDE), (1, 1, 2, 2, WIDE, 2)],
+]
 
 
 @pytest.mark.parametrize("form", [conv_frame_by_frame, conv_time_taps])
