@@ -6,7 +6,7 @@ python -m sora_jax.evaluation edits [--checkpoint=FOLDER] [--output=FOLDER] [--c
     [--dataset=FOLDER] [--tasks=NAME,...] [--dtype=bfloat16]
     how well it animates, extends, connects, loops and edits clips of that world, or of a dataset
 python -m sora_jax.evaluation reconstruction --config=configs/NAME_vae.py [--checkpoint=FOLDER]
-    PSNR and SSIM of a VAE on the held-out clips of a config
+    PSNR, SSIM and flicker of a VAE on the held-out clips of a config
 """
 
 import logging
@@ -86,9 +86,10 @@ def reconstruction(folder):
     source = make_source(data, buckets, held_out=True)
     vae = load_vae(find_model(CHECKPOINT.value or PRETRAINED))
     scores = score_vae(vae, source, buckets, clips=CLIPS.value or 64, folder=folder)
-    print(f"{'':>14}{'clips':>7}{'PSNR':>9}{'SSIM':>8}")
+    print(f"{'':>14}{'clips':>7}{'PSNR':>9}{'SSIM':>8}{'change':>9}")
     for name, row in scores.items():
-        print(f"{name:>14}{row['clips']:>7}{row['psnr']:>9.2f}{row['ssim']:>8.3f}")
+        change = f"{row['change']:>9.2f}" if "change" in row else ""
+        print(f"{name:>14}{row['clips']:>7}{row['psnr']:>9.2f}{row['ssim']:>8.3f}{change}")
 
 
 def edits(folder):

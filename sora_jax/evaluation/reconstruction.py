@@ -1,4 +1,4 @@
-"""How close a reconstruction is: PSNR and SSIM."""
+"""How close a reconstruction is: PSNR, SSIM, and how much it changes from frame to frame."""
 
 import jax
 import jax.numpy as jnp
@@ -44,3 +44,13 @@ def ssim(x: jax.Array, y: jax.Array, *, window: int = 11, sigma: float = 1.5) ->
     score = (2 * mean_p * mean_q + c1) * (2 * covariance + c2)
     score = score / ((mean_p**2 + mean_q**2 + c1) * (var_p + var_q + c2))
     return jnp.mean(score.reshape(x.shape[0], -1), axis=1)
+
+
+def change(x: jax.Array, y: jax.Array) -> jax.Array:
+    """How much more y changes from frame to frame than x: [B, F, H, W, C] -> [B], 1 for the same.
+
+    Mean absolute changes of a pixel, those of y over those of x. More than 1 is flicker. NaN where
+    x stands still.
+    """
+    of_x, of_y = (jnp.mean(jnp.abs(jnp.diff(v, axis=1)), axis=(1, 2, 3, 4)) for v in (x, y))
+    return jnp.where(of_x > 0, of_y / of_x, jnp.nan)

@@ -1,4 +1,4 @@
-"""How well does a VAE reconstruct? PSNR and SSIM of clips it never saw, and a sheet to look at."""
+"""How well does a VAE reconstruct clips that it never saw? Scores, and a sheet to look at."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ import numpy as np
 
 from sora_jax.buckets import Bucket, assign_all
 from sora_jax.data.source import ClipSource
-from sora_jax.evaluation.reconstruction import psnr, ssim
+from sora_jax.evaluation.reconstruction import change, psnr, ssim
 from sora_jax.models.pixels import to_float, to_uint8
 from sora_jax.models.vae import VAE
 from sora_jax.video_io import write
@@ -37,7 +37,8 @@ def score_vae(
       folder: gets sheet.png, originals beside reconstructions, and the scores as json.
 
     Returns:
-      For each bucket that has clips, and for "all" of them: `clips`, `psnr` (dB) and `ssim`.
+      For each bucket that has clips, and for "all" of them: `clips`, `psnr` (dB), `ssim`, and of
+      clips that move `change`, from frame to frame over that of the originals.
 
     Raises:
       ValueError: no clip fits a bucket.
@@ -48,14 +49,14 @@ def score_vae(
         x = to_float(frames)
         noise = jnp.zeros((1, *vae.config.latent_shape(*frames.shape[1:4])))
         y = jnp.clip(VAE(vae.config).apply({"params": params}, x, noise)[0], -1.0, 1.0)
-        return to_uint8(y), psnr(x, y), ssim(x, y)
+        return to_uint8(y), psnr(x, y), ssim(x, y), change(x, y)
 
     choice = assign_all(buckets, source.shapes).choice
     usable = np.flatnonzero(choice >= 0)
     if not len(usable):
         raise ValueError(f"none of the {len(source)} clips fits a bucket; change the buckets")
     count = min(clips, len(usable))
-    scores: dict[str, list[tuple[float, float]]] = {}
+    scores: dict[str, list[tuple[float, ...]]] = {}
     pairs = []
     for number, index in enumerate(usable[np.arange(count) * len(usable) // count]):
         bucket = buckets[choice[index]]
@@ -66,7 +67,7 @@ def score_vae(
             pairs.append((clip["frames"], np.asarray(frames[0])))
     everything = [score for some in scores.values() for score in some]
     table = {
-        name: {"clips": len(some), "psnr": _mean(some, 0), "ssim": _mean(some, 1)}
+        name: {"clips": len(some), **_means(some)}
         for name, some in {**dict(sorted(scores.items())), "all": everything}.items()
     }
     if folder is not None:
@@ -76,8 +77,10 @@ def score_vae(
     return table
 
 
-def _mean(scores: Sequence[tuple[float, float]], column: int) -> float:
-    return float(np.mean([score[column] for score in scores]))
+def _means(scores: Sequence[tuple[float, ...]]) -> dict[str, float]:
+    columns = dict(zip(("psnr", "ssim", "change"), np.array(scores).T))
+    moving = {"change": columns["change"][np.isfinite(columns["change"])]}
+    return {name: float(x.mean()) for name, x in (columns | moving).items() if len(x)}
 
 
 def sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

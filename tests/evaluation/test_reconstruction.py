@@ -1,10 +1,10 @@
-"""PSNR and SSIM are scikit-image's."""
+"""PSNR and SSIM are scikit-image's; change is counted frame by frame."""
 
 import numpy as np
 import pytest
 from skimage import metrics
 
-from sora_jax.evaluation.reconstruction import psnr, ssim
+from sora_jax.evaluation.reconstruction import change, psnr, ssim
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,16 @@ def test_ssim(clips):
 def test_a_clip_equals_itself(clips):
     np.testing.assert_allclose(ssim(clips[0], clips[0]), 1, atol=1e-5)
     assert np.isfinite(psnr(clips[0], clips[0])).all()
+
+
+def test_change_counts_what_moves_and_nothing_else(clips):
+    clean, noisy = clips
+    expected = []
+    for x, y in zip(clean, noisy):
+        totals = [sum(np.abs(v[i + 1] - v[i]).sum() for i in range(len(v) - 1)) for v in (x, y)]
+        expected.append(totals[1] / totals[0])
+    assert expected[1] > expected[0] > 1
+    np.testing.assert_allclose(change(clean, noisy), expected, rtol=1e-5)
+    np.testing.assert_allclose(change(clean, clean / 2 + 0.3), 0.5, rtol=1e-4)
+    assert np.isnan(change(clean[:, :1].repeat(3, 1), clean)).all()
+    assert np.isnan(change(clean[:, :1], noisy[:, :1])).all()

@@ -33,6 +33,9 @@ def test_scores_are_those_of_encoding_and_decoding(tmp_path):
         assert table[name]["clips"] == len(values)
         assert table[name]["psnr"] == pytest.approx(np.mean(values), abs=0.1)
     assert table["all"]["clips"] == 4
+    moving = table[str(BUCKETS[1])]["change"]
+    assert 0.5 < moving < 3 and table["all"]["change"] == moving
+    assert "change" not in table[str(BUCKETS[0])]
     every = [value for values in expected.values() for value in values]
     assert table["all"]["psnr"] == pytest.approx(np.mean(every), abs=0.1)
     assert json.loads((tmp_path / "made" / "reconstruction.json").read_text()) == table
