@@ -1,5 +1,6 @@
 """Convolutions of video, channels last, and the frames that a causal stream carries along."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,8 @@ from sora_jax.models.conv_image import conv_image
 
 # Pixels from which a clip's frames are convolved one at a time on CPU; smaller ones fit the cache.
 LARGE_FRAME = 32 * 32
+# Images that a convolution of images needs for TPUs to be busy: they compute eight rows at a time.
+FULL_BATCH = 8
 
 
 class Past:
@@ -66,13 +69,41 @@ def conv_video(
       stride: of time, and of height and width.
       padding: of height and width.
     """
+    cpu = default = functools.partial(conv_time_taps, stride=stride, padding=padding)
     cubic = kernel.shape[:3] == (3, 3, 3) and stride == (1, 1) and padding == "SAME"
     if cubic and x.shape[2] * x.shape[3] >= LARGE_FRAME:
-        # Chosen when lowering, so that compiling for a TPU on a CPU-only machine takes its form.
-        return jax.lax.platform_dependent(
-            x, kernel, cpu=conv_frame_by_frame, default=conv_time_taps
-        )
-    return conv_time_taps(x, kernel, stride=stride, padding=padding)
+        cpu = conv_frame_by_frame
+    if kernel.shape[:3] != (1, 1, 1) and x.shape[0] * _length(x, kernel, stride) < FULL_BATCH:
+        default = functools.partial(conv_direct, stride=stride, padding=padding)
+    if cpu is default:
+        return cpu(x, kernel)
+    # Chosen when lowering, so that compiling for a TPU on a CPU-only machine takes its form.
+    return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+
+
+def _length(x: jax.Array, kernel: jax.Array, stride: tuple[int, int]) -> int:
+    """Frames of the result."""
+    return (x.shape[1] - kernel.shape[0]) // stride[0] + 1
+
+
+def conv_direct(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+) -> jax.Array:
+    """`conv_video` as the compiler's own 3-D convolution."""
+    strides = (stride[0], stride[1], stride[1])
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[2:4], kernel.shape[1:3], strides[1:], padding)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        ((0, 0), *padding),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
 
 
 def conv_time_taps(
@@ -83,8 +114,7 @@ def conv_time_taps(
     padding: str | Sequence[tuple[int, int]] = "SAME",
 ) -> jax.Array:
     """`conv_video` as one 2-D convolution a time tap, the frames folded into the batch."""
-    taps = kernel.shape[0]
-    length = (x.shape[1] - taps) // stride[0] + 1
+    taps, length = kernel.shape[0], _length(x, kernel, stride)
     total = None
     for tap in range(taps):
         frames = x[:, tap : tap + (length - 1) * stride[0] + 1 : stride[0]]

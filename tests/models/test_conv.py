@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.models.conv import Past, conv_time_taps, conv_video
+from sora_jax.models.conv import FULL_BATCH, Past, conv_direct, conv_time_taps, conv_video
 from sora_jax.models.conv_cpu import NARROW, conv_frame_by_frame
 
 
@@ -89,6 +89,31 @@ def test_the_loop_over_frames_is_for_large_frames_on_cpus():
     assert loops(LARGE, "cpu")
     assert not loops(LARGE, "tpu")
     assert not loops((4, 4), "cpu")
+
+
+def test_few_frames_are_one_convolution_on_tpus():
+    def convolutions(frames):
+        traced = jax.jit(conv_video).trace(draw(1, frames + 2, 4, 4, 2), draw(3, 3, 3, 2, 2))
+        return traced.lower(lowering_platforms=("tpu",)).as_text().count("stablehlo.convolution")
+
+    assert convolutions(FULL_BATCH - 1) == 1
+    assert convolutions(FULL_BATCH) == 3
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, padding",
+    [
+        ((3, 3, 3), (1, 1), "SAME"),
+        ((1, 3, 3), (1, 2), ((0, 1), (0, 1))),
+        ((1, 4, 4), (1, 2), "SAME"),
+        ((3, 1, 1), (2, 1), "SAME"),
+    ],
+)
+def test_taps_and_one_convolution_are_the_same(kernel, stride, padding):
+    x, weights = draw(2, 5, 6, 7, 3), draw(*kernel, 3, 4, seed=1)
+    one = conv_direct(x, weights, stride=stride, padding=padding)
+    taps = conv_time_taps(x, weights, stride=stride, padding=padding)
+    np.testing.assert_allclose(one, taps, atol=1e-5 * np.abs(taps).max())
 
 
 def test_a_stream_of_chunks_equals_the_whole_clip():
