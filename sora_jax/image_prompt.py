@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sora_jax.diffusion.conditioning import Given
+from sora_jax.diffusion.guidance import Guidance
 from sora_jax.models.dit_config import DiTConfig
 
 
@@ -14,6 +15,7 @@ def check(
     given: Sequence[Given],
     size: tuple[int, int],
     frames: int,
+    guidance: Guidance,
 ) -> None:
     """Refuses what a transformer cannot take, before anything runs.
 
@@ -23,10 +25,11 @@ def check(
       given: latents of frames, which are for the other kind of model.
       size: (width, height) of the clip.
       frames: of the clip.
+      guidance: of the call; that by given frames is for the other kind of model too.
 
     Raises:
-      ValueError: images for a model that sees none, or none for one that does; frames, sizes or
-        types of numbers that the model does not take.
+      ValueError: images for a model that sees none, or none for one that does; frames, sizes,
+        types of numbers or guidance that the model does not take.
     """
     if not config.image_channels:
         if images:
@@ -44,6 +47,11 @@ def check(
         raise ValueError(
             "this model makes videos that begin with an image, and there is none: give one "
             "(--image, sora_jax.animate), or take a text-to-video model"
+        )
+    if guidance.given != 1:
+        raise ValueError(
+            f"guidance by given frames, {guidance.given:g}, has no meaning for this model, which "
+            "sees images in all it is asked: leave it out (--given_guidance), or make it 1"
         )
     if frames == 1:
         raise ValueError("a video of one frame is the image itself; ask for more frames")

@@ -182,7 +182,9 @@ class Model:
         )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         shape = self.latent_shape(settings.size, settings.frames)
-        image_prompt.check(self.dit_config, images, given, settings.size, settings.frames)
+        image_prompt.check(
+            self.dit_config, images, given, settings.size, settings.frames, settings.guidance
+        )
         shift = self.shift(shape)
         text = self.read(prompts, settings.negative)
         seen = self.look(images, settings.frames) if images else None
@@ -374,6 +376,10 @@ def load(
     settings = parts.settings if adapted is None else adapted.settings
     described = (folder if adapted is None else adapted.file.parent) / "model.json"
     described = described if described.is_file() else folder / OWN_SETTINGS
+    # Before parameters are read, which may take minutes.
+    settings = read_settings(
+        settings, described, parts.configs["vae"].latent_shape, tokenizer.check_length
+    )
 
     def read(part: str) -> Any:
         if lora is None or part != "dit":
@@ -390,6 +396,6 @@ def load(
         jnp.asarray(parts.mean),
         jnp.asarray(parts.std),
         tokenizer,
-        read_settings(settings, described),
+        settings,
         parts.configs.get("image"),
     )

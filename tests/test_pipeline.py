@@ -189,6 +189,16 @@ def test_guidance_is_what_asking_by_hand_gives(model, monkeypatch, at_once):
     generation.generate.clear_cache()
 
 
+def test_a_negative_prompt_by_default_has_no_use_without_guidance(model):
+    """One that is asked for is refused, see below; that of the model does as if there were none."""
+    settings = dataclasses.replace(model.settings, negative="a blue square")
+    negated = dataclasses.replace(model, settings=settings)
+    asked = {"seed": 1, "frames": 1, "guidance": 1.0}
+    result = negated.sample_latents(PROMPT, **asked)
+    np.testing.assert_array_equal(result, model.sample_latents(PROMPT, **asked))
+    assert settings.override(steps=3).negative == "a blue square"
+
+
 def test_guidance_by_frames_needs_frames_that_are_kept(model, clip):
     by_frames = Guidance(SETTINGS["guidance"], 5.0)
     np.testing.assert_array_equal(model.sample(PROMPT, seed=1, guidance=by_frames), clip)
@@ -207,7 +217,7 @@ def test_heun_is_another_solver(model, clip):
         ({"frames": 7}, "7 frames.*1 \\+ 4k.*nearest are 5 and 9"),
         ({"frames": 0}, "0 frames.*nearest are 1 and 5"),
         ({"solver": "rk4"}, "'rk4' is unknown; use one of \\['deis', 'euler', 'heun', 'unipc'\\]"),
-        ({"steps": 0}, "0 steps make nothing; use at least 1"),
+        ({"steps": 0}, "steps 0 must be a whole number of at least 1"),
         ({"guidance": -1.0}, "guidance -1.0 is out of range"),
         ({"guidance": float("nan")}, "guidance nan is out of range"),
         ({"negative": ["blurred"]}, r"negative prompt is \['blurred'\]: give one text for all"),
@@ -264,11 +274,40 @@ def truncate(path):
         (lambda path: (path / "model.json").write_text("[]"), "is not a 'sora_jax model 1' file"),
         (edit(lambda d: d.update(format="other")), "is not a 'sora_jax model 1' file"),
         (edit(lambda d: d.update(parts=["vae"])), "model.json: parts must be settings by name"),
+        (edit(lambda d: d["parts"].update(vae=3)), "model.json: parts must be settings by name"),
         (edit(lambda d: d["parts"].pop("dit")), "has no 'dit' part, only .'text', 'vae'"),
         (edit(lambda d: d.pop("shift")), "model.json lacks 'shift'"),
         (edit(lambda d: d.update(solver="dpm")), "model.json: solver 'dpm' is unknown"),
-        (edit(lambda d: d.update(size=[96])), "model.json: size .96,. must be .width, height."),
+        (edit(lambda d: d.update(size=[96])), "model.json: size .96. must be .width, height."),
         (edit(lambda d: d.update(fps="8")), "model.json: .*; write the model folder again"),
+        *(
+            (edit(lambda d, wrong=wrong: d.update(wrong)), f"model.json: .*{message}")
+            for wrong, message in [
+                ({"level_grid": 999.5}, "level_grid 999.5 must be a whole number .* such as 1000"),
+                ({"level_grid": True}, "level_grid True must be a whole number of at least 1"),
+                ({"frames": 6}, "size .* and frames 6: 6 frames .* 1 . 4k .* nearest are 5 and 9"),
+                ({"frames": 5.0}, "frames 5.0 must be a whole number"),
+                ({"size": [30, 16]}, r"size \(30, 16\) and frames 5: width 30 .* multiple of 8"),
+                ({"size": ["32", 16]}, "size .* must be .width, height."),
+                ({"size": 32}, "size 32 must be .width, height."),
+                ({"fps": True}, "fps True must be a positive number, such as 16.0"),
+                ({"text_length": 8.5}, "text_length 8.5 must be a whole number"),
+                ({"shift": "2"}, "shift '2' must be a positive number, such as 5.0"),
+                ({"shift_tokens": 0}, "shift_tokens 0 must be a whole number"),
+                ({"latent_limit": float("nan")}, "latent_limit nan must be a positive number"),
+                ({"steps": 2.5}, "steps 2.5 must be a whole number of at least 1, such as 20"),
+                ({"solver": ["euler"]}, "solver .'euler'. is unknown"),
+                ({"guidance": "3"}, "'text': '3'.* are no guidance"),
+                ({"guidance": {"scale": 3}}, "guidance has no 'scale'; it has .'text', 'given'"),
+                ({"guidance": {"interval": "01"}}, "the interval '01' are no guidance"),
+                ({"negative": "circle " * 20}, "negative: .* prompt takes 21 tokens"),
+            ]
+        ),
+        (edit(lambda d: d["parts"]["vae"].update(latent_mean=4 * [1e99])), "latent_mean is .1e.99"),
+        (edit(lambda d: d["parts"]["vae"].update(latent_std=4 * [1e-99])), "1e-99 must be positi"),
+        (edit(lambda d: d["parts"]["vae"].update(blocks=1.0)), "VAEConfig.blocks is 1.0"),
+        (edit(lambda d: d["parts"]["vae"].update(temporal=[1, 1])), r"VAEConfig.temporal is \(1,"),
+        (edit(lambda d: d["parts"]["vae"].update(shortcuts=0)), "VAEConfig.shortcuts is 0; make"),
         (edit(lambda d: d["parts"]["vae"].pop("latent_std")), "lacks 'latent_std'"),
         (edit(lambda d: d["parts"]["vae"].update(latent_mean=4 * [None])), "latent_mean is .None,"),
         (edit(lambda d: d["parts"]["vae"].update(latent_std=4 * [0.0])), "0.0 must be positive"),

@@ -7,8 +7,9 @@ piece of news changes is enlarged.
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +44,18 @@ class Guidance:
     text_low: float | None = None
 
     def __post_init__(self):
-        try:
-            object.__setattr__(self, "interval", tuple(float(share) for share in self.interval))
-            numbers = float(self.text), float(self.given), float(self.rescale)
-            low = None if self.text_low is None else float(self.text_low)
-        except (TypeError, ValueError) as error:
+        scales = {name: getattr(self, name) for name in ("text", "given", "rescale")}
+        if self.text_low is not None:
+            scales["text_low"] = self.text_low
+        if not _are_numbers(scales.values()) or not _are_numbers(self.interval):
             raise ValueError(
-                f"{self.text}, {self.given}, {self.interval} and {self.rescale} are no guidance: "
-                "three numbers, and an interval of two"
-            ) from error
-        for field, number in zip(("text", "given", "rescale", "text_low"), (*numbers, low)):
-            object.__setattr__(self, field, number)
+                f"{scales} and the interval {self.interval!r} are no guidance: three "
+                "numbers, and an interval of two"
+            )
+        for name, number in scales.items():
+            object.__setattr__(self, name, float(number))
+        object.__setattr__(self, "interval", tuple(float(share) for share in self.interval))
+        low = self.text_low
         for name, value in (
             ("guidance", self.text),
             ("guidance by given frames", self.given),
@@ -73,10 +75,24 @@ class Guidance:
     def has_interval(self) -> bool:
         return self.interval != (0.0, 1.0)
 
+    @property
+    def is_without_prompt(self) -> bool:
+        """Whether neither network is guided by the prompt, so that a negative one has no use."""
+        return self.text == self.at_low_noise().text == 1
+
     def at_low_noise(self) -> "Guidance":
         """That of the network for low noise."""
         text = self.text if self.text_low is None else self.text_low
         return dataclasses.replace(self, text=text, text_low=None)
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether values are several numbers; text that spells one, and True, are none."""
+    return (
+        not isinstance(values, str)
+        and isinstance(values, Iterable)
+        and all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in values)
+    )
 
 
 # A step that begins at the very edge of the interval is inside, whatever way that is rounded.

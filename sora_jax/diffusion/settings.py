@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import numbers
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from sora_jax.diffusion.flow import token_shift
@@ -47,38 +49,39 @@ class ModelSettings:
     boundary: float | None = None
 
     def __post_init__(self):
-        optional = ("shift_tokens", "latent_limit", "level_grid")
-        for name in ("fps", "text_length", "shift", *optional):
+        optional = ("shift_tokens", "latent_limit", "level_grid", "boundary")
+        for name, example in _POSITIVE.items():
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} {value} must be positive")
-        if self.solver not in SOLVERS:
+            whole = type(example) is int
+            if not _is_number(value, whole=whole) or not 0 < value < math.inf:
+                kind = "a whole number of at least 1" if whole else "a positive number"
+                raise ValueError(f"{name} {value!r} must be {kind}, such as {example}")
+        if not _is_number(self.frames, whole=True):
+            raise ValueError(f"frames {self.frames!r} must be a whole number, such as 17")
+        if not isinstance(self.solver, str) or self.solver not in SOLVERS:
             raise ValueError(f"solver {self.solver!r} is unknown; use one of {sorted(SOLVERS)}")
-        if self.steps < 1:
-            raise ValueError(f"{self.steps} steps make nothing; use at least 1, such as 20")
         if not isinstance(self.guidance, Guidance):
-            named = hasattr(self.guidance, "items")  # a mapping, of json or of a config
-            parts = dict(self.guidance.items()) if named else {"text": self.guidance}
-            object.__setattr__(self, "guidance", Guidance(**parts))
+            object.__setattr__(self, "guidance", _as_guidance(self.guidance))
         if not isinstance(self.negative, str):
             raise ValueError(f"the negative prompt is {self.negative!r}: give one text for all")
-        scales = {self.guidance.text, self.guidance.at_low_noise().text}
-        if self.negative and scales == {1}:
+        if self.negative and self.guidance.is_without_prompt:
             raise ValueError(
                 "a negative prompt is what guidance by the prompt leads away from, and there is "
                 "none at 1: ask for guidance of more, such as 5, or for the negative prompt ''"
             )
-        if self.boundary is not None and not 0 < self.boundary < 1:
+        if self.boundary is not None and not self.boundary < 1:
             raise ValueError(f"boundary {self.boundary} must be a level between 0 and 1")
         if self.boundary is None and self.guidance.text_low is not None:
             raise ValueError(
                 f"guidance {self.guidance.text_low} at low noise is for models of two "
                 "transformers, and this has one; leave it out"
             )
-        if len(self.size) != 2:
+        sides = tuple(self.size) if isinstance(self.size, (tuple, list)) else ()
+        if len(sides) != 2 or not all(_is_number(x, whole=True) and x > 0 for x in sides):
             raise ValueError(f"size {self.size} must be (width, height), such as (96, 64)")
+        object.__setattr__(self, "size", sides)
 
     def shift_for(self, tokens: int) -> float:
         """The schedule's shift for a clip of so many tokens of the transformer."""
@@ -88,31 +91,94 @@ class ModelSettings:
         """These settings with the given ones in their place; None leaves one as it is.
 
         A number as guidance changes that by the prompt, at all levels, and leaves the rest of it.
+        Where that leaves no guidance by the prompt, a negative prompt of these settings has no use.
         """
         given = {name: value for name, value in values.items() if value is not None}
         if not isinstance(given.get("guidance", self.guidance), Guidance):
             changes = {"text": given["guidance"], "text_low": None}
             given["guidance"] = dataclasses.replace(self.guidance, **changes)
+        guidance = given.get("guidance", self.guidance)
+        if guidance.is_without_prompt:
+            given.setdefault("negative", "")
         return dataclasses.replace(self, **given)
 
+    def check_defaults(
+        self, latent_shape: Callable[[int, int, int], Any], check_length: Callable[[str, int], Any]
+    ) -> None:
+        """Raises ValueError for a default that other parts of the model cannot take.
 
-def read_settings(description: dict[str, Any], file: pathlib.Path) -> ModelSettings:
+        Args:
+          latent_shape: of the VAE, given frames, height and width; raises for those it has not.
+          check_length: of the tokenizer, given a prompt and how many tokens it may have.
+        """
+        width, height = self.size
+        for what, check in (
+            (
+                f"size {self.size} and frames {self.frames}",
+                lambda: latent_shape(self.frames, height, width),
+            ),
+            ("negative", lambda: check_length(self.negative, self.text_length)),
+        ):
+            try:
+                check()
+            except ValueError as error:
+                raise ValueError(f"{what}: {error}") from error
+
+
+# Settings that are positive, with an example; those whose example is whole are whole themselves.
+_POSITIVE = {
+    "fps": 16.0,
+    "text_length": 512,
+    "shift": 5.0,
+    "shift_tokens": 100,
+    "latent_limit": 6.0,
+    "steps": 20,
+    "level_grid": 1000,
+    "boundary": 0.9,
+}
+
+
+def _is_number(value: Any, *, whole: bool = False) -> bool:
+    kind = numbers.Integral if whole else numbers.Real
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _as_guidance(value: Any) -> Guidance:
+    """Guidance of a number, or of a mapping, which json and a config have."""
+    parts = dict(value.items()) if hasattr(value, "items") else {"text": value}
+    known = [field.name for field in dataclasses.fields(Guidance)]
+    unknown = sorted(set(parts) - set(known))
+    if unknown:
+        raise ValueError(f"guidance has no {unknown[0]!r}; it has {known}")
+    return Guidance(**parts)
+
+
+def read_settings(
+    description: dict[str, Any],
+    file: pathlib.Path,
+    latent_shape: Callable[[int, int, int], Any],
+    check_length: Callable[[str, int], Any],
+) -> ModelSettings:
     """The settings in the description of a model.
 
     Args:
       description: JSON values by name, other names among them.
       file: that they are of, to be named.
+      latent_shape, check_length: of the VAE and of the tokenizer beside it, see
+        `ModelSettings.check_defaults`.
 
     Raises:
-      ValueError: one is missing or makes no sense.
+      ValueError: one is missing, makes no sense, or is nothing that the model can serve.
     """
     fields = dataclasses.fields(ModelSettings)
     needed = [field.name for field in fields if field.default is dataclasses.MISSING]
     given = [field.name for field in fields if field.name in description]
     try:
         values = {name: description[name] for name in dict.fromkeys([*needed, *given])}
-        return ModelSettings(**{**values, "size": tuple(values["size"])})
+        settings = ModelSettings(**values)
+        settings.check_defaults(latent_shape, check_length)
     except KeyError as error:
         raise ValueError(f"{file} lacks {error}; write the model folder again") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}; write the model folder again") from error
+    return settings

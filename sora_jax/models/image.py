@@ -5,6 +5,7 @@ patch. The last block and the norm after it make the summary that CLIP itself co
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,12 @@ class ImageConfig:
                     f"ImageConfig.{whole} {getattr(self, whole)} does not divide by {name} "
                     f"{getattr(self, part)}; choose one that does"
                 )
-        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
+        colours = (self.mean, self.std)
+        three = all(isinstance(numbers, tuple) and len(numbers) == 3 for numbers in colours)
+        finite = three and all(
+            type(x) in (int, float) and math.isfinite(x) for x in (*self.mean, *self.std)
+        )
+        if not finite or not min(self.std) > 0:
             raise ValueError(
                 f"ImageConfig.mean {self.mean} and std {self.std} must be three numbers each, one "
                 "for each colour, and std positive"

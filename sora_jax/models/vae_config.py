@@ -38,14 +38,17 @@ class VAEConfig:
 
     def __post_init__(self):
         check_positive(self, "encoder_width", "decoder_width", "latent_channels", "patch")
-        if self.blocks < 0:
-            raise ValueError(f"VAEConfig.blocks is {self.blocks}; it must not be negative")
+        if type(self.blocks) is not int or self.blocks < 0:
+            raise ValueError(
+                f"VAEConfig.blocks is {self.blocks!r}; it must not be negative, nor a fraction"
+            )
         if not is_counts(self.multipliers) or not self.multipliers:
             raise ValueError(
                 f"VAEConfig.multipliers is {self.multipliers}; it must be a number of at least 1 "
                 "for each level, such as (1, 2, 4)"
             )
-        if not isinstance(self.temporal, tuple):
+        is_tuple = isinstance(self.temporal, tuple)
+        if not is_tuple or not all(type(halved) is bool for halved in self.temporal):
             raise ValueError(
                 f"VAEConfig.temporal is {self.temporal}; it must be True or False for each halving "
                 "between levels, such as (True, True)"
@@ -55,6 +58,8 @@ class VAEConfig:
                 f"temporal {self.temporal} must have one entry fewer than multipliers "
                 f"{self.multipliers}: one for each halving between levels"
             )
+        if type(self.shortcuts) is not bool:
+            raise ValueError(f"VAEConfig.shortcuts is {self.shortcuts!r}; make it True or False")
         if self.shortcuts and not self._can_regroup():
             raise ValueError(
                 f"multipliers {self.multipliers} do not suit shortcuts, which regroup channels "

@@ -29,9 +29,8 @@ def sampling_settings(
             ModelSettings,
             {"fps": fps, "text_length": config.tokenizer.length, **trained, **given},
         )
-        width, height = settings.size
-        vae.latent_shape(settings.frames, height, width)
-        for prompt in (*prompts, settings.negative):
+        settings.check_defaults(vae.latent_shape, tokenizer.check_length)
+        for prompt in prompts:
             tokenizer.check_length(prompt, settings.text_length)
     except (TypeError, ValueError) as error:
         raise ValueError(f"config.sampling: {error}") from error

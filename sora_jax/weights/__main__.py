@@ -50,8 +50,8 @@ def export(source: str, output: str, *, lora: str | None = None) -> None:
     for what, kept in (("the checkpoint itself", folder), ("the model of its adapters", base)):
         if output.resolve() == kept.resolve():
             raise ValueError(f"--output={output} is {what}; name another folder")
-    described = load_description(base).get("parts")
     model = sora_jax.load(folder, lora=lora)
+    described = load_description(base).get("parts")
     parts = {name: Part(described[name], params) for name, params in model.params.items()}
     limit = float(np.finfo(np.float16).max)
     for name, params in model.params.items():
@@ -80,9 +80,14 @@ def export_pipeline(source: str, output: str, *, lora: str | None = None) -> str
     """
     folder = find_model(source)
     model = open_folder(folder, lora)
-    settings = read_settings(model.settings, folder / "model.json")
-    vocabulary = Tokenizer.from_file(model.tokenizer).vocabulary
-    check_vocabulary(folder, vocabulary, model.configs["text"])
+    tokenizer = Tokenizer.from_file(model.tokenizer)
+    check_vocabulary(folder, tokenizer.vocabulary, model.configs["text"])
+    settings = read_settings(
+        model.settings,
+        folder / "model.json",
+        model.configs["vae"].latent_shape,
+        tokenizer.check_length,
+    )
     latents = model.configs["vae"].latent_shape(settings.frames, *settings.size[::-1])
     dit = model.configs["dit"]
     shift = settings.shift_for(math.prod(dit.grid(latents[:3])))
@@ -150,8 +155,14 @@ def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output={output} is the source itself; name another folder")
     model = open_model(folder)
-    read_settings(model.settings, folder / OWN_SETTINGS)
-    check_vocabulary(folder, Tokenizer.from_file(model.tokenizer).vocabulary, model.configs["text"])
+    tokenizer = Tokenizer.from_file(model.tokenizer)
+    check_vocabulary(folder, tokenizer.vocabulary, model.configs["text"])
+    read_settings(
+        model.settings,
+        folder / OWN_SETTINGS,
+        model.configs["vae"].latent_shape,
+        tokenizer.check_length,
+    )
     write_model(model, output, kept)
 
 

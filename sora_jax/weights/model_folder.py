@@ -18,7 +18,7 @@ from sora_jax.weights.int8 import held_dtype, quantise
 from sora_jax.weights.tensor_files import DTYPES, allocate, check_finite, check_range
 
 FORMAT = "sora_jax model 1"
-LORA_FORMAT = "sora_jax lora 1"  # see `weights.lora_folder`
+LORA_FORMAT = "sora_jax lora 2"  # see `weights.lora_folder`
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -123,7 +123,8 @@ def load_description(folder: pathlib.Path | str) -> dict[str, Any]:
         )
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{file} is not a {FORMAT!r} file; write the model folder again")
-    if not isinstance(description.get("parts", {}), dict):
+    parts = description.get("parts", {})
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
         raise ValueError(f"{file}: parts must be settings by name; write the model folder again")
     return description
 

@@ -1,6 +1,7 @@
 """The networks of a model folder: configurations and parameters, checked against each other."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -129,23 +130,31 @@ def _read_vae(folder: Path) -> tuple[VAEConfig, np.ndarray, np.ndarray, float]:
     settings = dict(_part(folder, "vae"))
     try:
         mean, std = settings.pop("latent_mean"), settings.pop("latent_std")
-        fps = float(description["fps"])
+        fps = description["fps"]
     except KeyError as error:
         raise ValueError(f"{folder}/model.json lacks {error} of the VAE; write it again") from error
     config = _config(VAEConfig, settings, folder)
+    held = {}
     for name, value in (("latent_mean", mean), ("latent_std", std)):
         numbers = isinstance(value, list) and all(type(x) in (int, float) for x in value)
-        if not numbers or not value or not np.isfinite(value).all():
+        with np.errstate(over="ignore"):
+            held[name] = np.float32(value if numbers else [])
+        if not held[name].size or not np.isfinite(held[name]).all():
             raise ValueError(
                 f"{folder}/model.json: {name} is {value!r}, and must be a number for each latent "
                 "channel; write the model folder again"
             )
-    if min(std) <= 0:
+    if not held["latent_std"].min() > 0:
         raise ValueError(
             f"{folder}/model.json: latent_std {min(std)} must be positive; write the model folder "
             "again"
         )
-    return config, np.float32(mean), np.float32(std), fps
+    if type(fps) not in (int, float) or not 0 < fps < math.inf:
+        raise ValueError(
+            f"{folder}/model.json: fps {fps!r} must be a positive number, such as 16.0; write the "
+            "model folder again"
+        )
+    return config, held["latent_mean"], held["latent_std"], float(fps)
 
 
 def load_dit(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[DiTConfig, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 import sora_jax
 from sora_jax import generation
+from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import schedule
 from sora_jax.models import vae_clips
 from sora_jax.models.dit import DiT
@@ -126,6 +127,8 @@ def test_what_begins_with_no_image_is_refused_before_any_network_runs(model, gol
         model.sample(PROMPT, images={0: image[:16]}, **shared)
     with pytest.raises(ValueError, match="is the image itself; ask for more frames"):
         model.sample(PROMPT, images={0: image}, size=SIZE, frames=1)
+    with pytest.raises(ValueError, match=r"given frames, 2, has no meaning .*--given_guidance"):
+        sora_jax.animate(model, image, PROMPT, frames=FRAMES, guidance=Guidance(5.0, 2.0))
     with pytest.raises(ValueError, match=r"strength 0.5: this model takes images as they are"):
         sora_jax.from_keyframes(model, {0: image}, PROMPT, strength=0.5, frames=FRAMES)
 
