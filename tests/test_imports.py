@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "sora_jax"
 ARROWS = {
     "command": set(),
     "buckets": set(),
+    "digests": set(),
     "sharding": set(),
     "video_reader": set(),
     "video_writer": {"video_reader"},
@@ -18,8 +19,8 @@ ARROWS = {
     "models": {"sharding"},
     "diffusion": set(),
     "language": set(),
-    "data": {"buckets", "command", "seams", "video_io"},
-    "weights": {"language", "models"},
+    "data": {"buckets", "command", "digests", "seams", "video_io"},
+    "weights": {"digests", "language", "models"},
     "generation": {"models", "diffusion"},
     "image_prompt": {"models", "diffusion"},
     "pipeline": {"models", "diffusion", "generation", "image_prompt", "language", "weights"},
@@ -44,7 +45,7 @@ ARROWS = {
     },
     "training": {
         *("models", "diffusion", "data", "sharding", "language", "weights", "evaluation"),
-        *("buckets", "video_io"),
+        *("buckets", "digests", "video_io"),
     },
     "pod": {
         *("buckets", "diffusion", "generation", "models", "sharding", "training"),

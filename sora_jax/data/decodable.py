@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ import tqdm
 
 from sora_jax import video_io
 from sora_jax.data.captions import Clip, Report
+from sora_jax.digests import file_sha256
 
 # (offset, the bytes there, suffixes of files that begin so)
 _SIGNATURES = (
@@ -78,8 +78,7 @@ def _check(clip: Clip, *, max_megabytes: int) -> Decodable | str:
             video_io.decode(clip.path, start=frame / info.fps, frames=1, size=(16, 16))
         with open(clip.path, "rb") as file:
             note = _suffix_note(clip.path.suffix.lower(), file.read(16))
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(clip.path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except ValueError as error:

@@ -1,12 +1,13 @@
 """latents.json: which networks made precomputed latents, and whether a run uses the same ones."""
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sora_jax.digests import file_sha256
 
 FORMAT = "sora_jax latents 1"
 DESCRIPTION = "latents.json"
@@ -27,15 +28,18 @@ def vae_identity(folder: str | Path) -> dict[str, Any]:
         mean, std = list(vae["latent_mean"]), list(vae["latent_std"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{description} has no latent_mean and latent_std of a VAE") from error
-    return {"sha256": _digest(weights), "latent_mean": mean, "latent_std": std}
+    return {"sha256": file_sha256(weights), "latent_mean": mean, "latent_std": std}
 
 
-def text_identity(folder: str | Path, length: int) -> dict[str, Any]:
+def text_identity(
+    folder: str | Path, length: int, sha256: Callable[[Path], str] = file_sha256
+) -> dict[str, Any]:
     """What tells the text features of a model folder's encoder from others.
 
     Args:
       folder: model folder.
       length: tokens at which captions are cut.
+      sha256: of the file of weights.
 
     Raises:
       FileNotFoundError, ValueError: it is no model folder with a text encoder and a tokenizer.
@@ -50,8 +54,8 @@ def text_identity(folder: str | Path, length: int) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{description} describes no text encoder") from error
     return {
-        "sha256": _digest(weights),
-        "tokenizer_sha256": _digest(tokenizer),
+        "sha256": sha256(weights),
+        "tokenizer_sha256": file_sha256(tokenizer),
         "settings": settings,
         "length": length,
     }
@@ -95,11 +99,6 @@ def _files(folder: str | Path, names: Sequence[str], remedy: str) -> list[Path]:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: {remedy}")
     return files
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_vae(path: str | Path, vae_folder: str | Path) -> None:

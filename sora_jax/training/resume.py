@@ -1,4 +1,4 @@
-"""What a run must find again when it goes on: its tokenizer, its VAE, the sizes of its batches.
+"""What a run must find again when it goes on: tokenizer, VAE, text encoder, sizes of batches.
 
 They come from outside the checkpoint and could change under a run: captions that are edited or
 read from another dataset train another tokenizer, whose every id means something else. The first
@@ -10,10 +10,12 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from sora_jax.data.identity import vae_identity
+from sora_jax.data.identity import text_identity, vae_identity
+from sora_jax.digests import weights_sha256
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.training.dit_task import Adapters
 from sora_jax.training.hosts import wait_for_all
@@ -22,6 +24,7 @@ from sora_jax.training.remote import Folder, local_file, upload
 
 TOKENIZER = "tokenizer.json"
 VAE = "vae.json"
+TEXT = "text_encoder.json"
 BATCHES = "batches.json"
 ADAPTERS = "adapters.json"
 
@@ -55,14 +58,29 @@ def keep_vae(workdir: Folder, folder: str) -> None:
     Raises:
       ValueError: it is not the VAE that the run began with.
     """
-    file, identity = workdir / VAE, vae_identity(folder)
+    _keep(workdir, VAE, vae_identity(folder), f"config.vae={folder} is not the VAE")
+
+
+def keep_text_encoder(workdir: Folder, folder: str, length: int) -> None:
+    """The same of a frozen text encoder and its tokenizer, whose prompts are cut at `length`.
+
+    It may be larger than the transformer: its weights are told by `digests.weights_sha256`.
+    """
+    identity = text_identity(folder, length, weights_sha256)
+    what = f"config.text_encoder={folder} at config.tokenizer.length={length} is not the encoder"
+    _keep(workdir, TEXT, identity, what)
+
+
+def _keep(workdir: Folder, name: str, identity: dict[str, Any], what: str) -> None:
+    """Writes down what a run begins with; raises ValueError where it goes on with another."""
+    file = workdir / name
     if not (has_checkpoint(workdir) and file.is_file()):
         if jax.process_index() == 0:
             file.write_text(json.dumps(identity, indent=1), encoding="utf-8")
     elif json.loads(file.read_text(encoding="utf-8")) != identity:
         raise ValueError(
-            f"config.vae={folder} is not the VAE that the run in {workdir} began with: give that "
-            "one, or begin anew in another --workdir"
+            f"{what} that the run in {workdir} began with: give that one, or begin anew in another "
+            "--workdir"
         )
 
 

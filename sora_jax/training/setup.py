@@ -24,7 +24,7 @@ from sora_jax.training.inherit import inherit
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.placement import BatchSplit
 from sora_jax.training.remote import Folder, is_remote, remote_folder
-from sora_jax.training.resume import keep_adapters, keep_vae
+from sora_jax.training.resume import keep_adapters, keep_text_encoder, keep_vae
 from sora_jax.training.sampling import sampling_settings
 from sora_jax.training.start import base_of_dit, start_of_dit, start_of_vae
 from sora_jax.training.vae_task import VAETask
@@ -77,6 +77,8 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
             f"of the longest bucket, {longest}; 0 takes every clip whole"
         )
     keep_vae(workdir, config.vae)
+    if config.text_encoder:
+        keep_text_encoder(workdir, config.text_encoder, config.tokenizer.length)
     if config.data.latents:
         check_vae(config.data.latents, config.vae)
     text = make_text(config, workdir)

@@ -1,10 +1,10 @@
 """The model folder of a LoRA run: adapters, and which model they belong to.
 
-`model.json` names the folder of that model and its transformer's checksum; the adapters are a file
-that diffusers reads too, see `weights.lora`.
+`model.json` names the folder of that model and a checksum of its transformer, of the kind that
+takes a moment at any size (`digests.weights_sha256`); the adapters are a file that diffusers reads
+too, see `weights.lora`.
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -13,12 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
+from sora_jax.digests import weights_sha256
 from sora_jax.weights.lora import FILE
 from sora_jax.weights.model_folder import LORA_FORMAT, load_description, replaced
 from sora_jax.weights.tensor_files import read_json
 
 # What model.json says of the model that adapters are for: its folder, its transformer's checksum.
 BASE = "base", "base_transformer_sha256"
+
+
+# Of folders whose checksum was that of the whole file.
+_BEFORE = "sora_jax lora 1"
 
 
 class Adapted(NamedTuple):
@@ -39,13 +44,12 @@ def transformer_sha256(folder: pathlib.Path | str) -> str:
     """What tells the transformer of a model folder from others.
 
     Raises:
-      FileNotFoundError: it is no model folder with a transformer.
+      FileNotFoundError, ValueError: it is no model folder with a transformer.
     """
     file = pathlib.Path(folder) / "dit.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; give a model folder with a transformer")
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return weights_sha256(file)
 
 
 def save_lora(
@@ -78,7 +82,7 @@ def find_adapted(folder: pathlib.Path) -> Adapted | None:
     """The contents of the folder of a LoRA run; None if it is any other folder.
 
     Raises:
-      FileNotFoundError, ValueError: its model is gone or has changed.
+      ValueError: it was written before the checksum was what it is now.
     """
     description = folder / "model.json"
     if not description.is_file():
@@ -87,10 +91,24 @@ def find_adapted(folder: pathlib.Path) -> Adapted | None:
         said = read_json(description)
     except ValueError:  # of no kind: whoever reads it as a model says so
         return None
+    if said.get("format") == _BEFORE:
+        raise ValueError(
+            f"{description} is of the format {_BEFORE!r}, which is no longer read: "
+            f"{_by_themselves(folder / FILE)}"
+        )
     if said.get("format") != LORA_FORMAT:
         return None
-    base = pathlib.Path(str(said.get("base")))
-    remedy = f"give the model and the adapters by themselves: MODEL with --lora={folder / FILE}"
+    return Adapted(pathlib.Path(str(said.get("base"))), folder / FILE, said)
+
+
+def _by_themselves(file: pathlib.Path) -> str:
+    return f"give the model and the adapters by themselves: MODEL with --lora={file}"
+
+
+def _check_base(adapted: Adapted) -> None:
+    """Raises FileNotFoundError or ValueError if the model of adapters is gone or has changed."""
+    base, description = adapted.base, adapted.file.parent / "model.json"
+    remedy = _by_themselves(adapted.file)
     try:
         load_description(base)
         found = transformer_sha256(base)
@@ -99,12 +117,11 @@ def find_adapted(folder: pathlib.Path) -> Adapted | None:
             f"{description} has adapters for the model in {base}: {error}; if it was moved, "
             f"{remedy}"
         ) from error
-    if found != said.get("base_transformer_sha256"):
+    if found != adapted.settings.get(BASE[1]):
         raise ValueError(
             f"{description} has adapters for the model that was in {base}, where there is another "
             f"one now; if it was moved, {remedy}"
         )
-    return Adapted(base, folder / FILE, said)
 
 
 def take_adapters(
@@ -117,7 +134,8 @@ def take_adapters(
       lora: adapters that are asked for.
 
     Raises:
-      FileNotFoundError, ValueError: what `find_adapted` raises, or adapters for one that has them.
+      FileNotFoundError, ValueError: the model of a LoRA run is gone or has changed, or its folder
+        is too old, or there are adapters for one that has them.
     """
     adapted = find_adapted(folder)
     if adapted is None:
@@ -127,4 +145,5 @@ def take_adapters(
             f"{folder} is of a LoRA run and has adapters already; leave out those of {lora}, "
             f"or give the model {adapted.base}"
         )
+    _check_base(adapted)
     return adapted.base, adapted.file, adapted

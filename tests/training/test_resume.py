@@ -1,4 +1,4 @@
-"""A run that goes on has the tokenizer and the VAE that it began with."""
+"""A run that goes on has the tokenizer, the VAE and the text encoder that it began with."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import pytest
 
 from sora_jax.language.tokenizer import train
 from sora_jax.pipeline import PRETRAINED
-from sora_jax.training.resume import keep_tokenizer, keep_vae
+from sora_jax.training.resume import keep_text_encoder, keep_tokenizer, keep_vae
 
 
 def first():
@@ -27,16 +27,38 @@ def test_the_tokenizer_stays_once_there_is_a_checkpoint(tmp_path):
     assert resumed.encode(text, 16).tolist() != other().encode(text, 16).tolist()
 
 
-def test_another_vae_is_refused_once_there_is_a_checkpoint(tmp_path):
-    vae = tmp_path / "vae"
-    shutil.copytree(PRETRAINED, vae)
-    keep_vae(tmp_path, str(vae))
+@pytest.mark.parametrize(
+    ("keep", "part", "message"),
+    [
+        (keep_vae, "vae", r"is not the VAE that the run in .* began with"),
+        (
+            lambda workdir, folder: keep_text_encoder(workdir, folder, 32),
+            "text",
+            r"config.text_encoder=.* is not the encoder that the run in .* began with",
+        ),
+    ],
+)
+def test_another_network_is_refused_once_there_is_a_checkpoint(tmp_path, keep, part, message):
+    model = tmp_path / "model"
+    shutil.copytree(PRETRAINED, model)
+    keep(tmp_path, str(model))
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    keep_vae(tmp_path, str(vae))
-    with open(vae / "vae.safetensors", "r+b") as file:
+    keep(tmp_path, str(model))
+    with open(model / f"{part}.safetensors", "r+b") as file:
         file.seek(-1, 2)
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    with pytest.raises(ValueError, match=r"not the VAE that the run in .* began with"):
-        keep_vae(tmp_path, str(vae))
+    with pytest.raises(ValueError, match=message):
+        keep(tmp_path, str(model))
+
+
+def test_a_text_encoder_is_its_tokenizer_and_the_length_of_prompts_too(tmp_path):
+    shutil.copytree(PRETRAINED, tmp_path / "model")
+    keep_text_encoder(tmp_path, str(tmp_path / "model"), 32)
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"config.tokenizer.length=16 is not the encoder"):
+        keep_text_encoder(tmp_path, str(tmp_path / "model"), 16)
+    other().save(tmp_path / "model" / "tokenizer.json")
+    with pytest.raises(ValueError, match="is not the encoder"):
+        keep_text_encoder(tmp_path, str(tmp_path / "model"), 32)
