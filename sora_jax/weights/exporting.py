@@ -15,7 +15,7 @@ import numpy as np
 from sora_jax.language.tokenizer import save_for_transformers
 from sora_jax.weights import pipeline_config
 from sora_jax.weights.diffusers import list_entries
-from sora_jax.weights.lora import lora_products
+from sora_jax.weights.lora import lora_products, rounded
 from sora_jax.weights.lora_folder import BASE, take_adapters
 from sora_jax.weights.model_folder import load_description
 from sora_jax.weights.parts import check_fit, check_one_transformer, open_parts
@@ -193,10 +193,7 @@ def _add(
     total = np.float32(reorder(x))
     for product in products:
         total = total + product()
-    merged = total.astype(x.dtype)
-    if not np.isfinite(np.float32(merged)).all():
-        raise ValueError(f"{name!r} with its adapters is beyond what {x.dtype} holds")
-    return merged
+    return rounded(total, x.dtype, name)
 
 
 def _write_shards(folder: pathlib.Path, stem: str, tensors: list[_Tensor]) -> None:

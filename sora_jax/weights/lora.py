@@ -48,6 +48,9 @@ class _Place:
 
 @dataclasses.dataclass
 class _Adapter:
+    """Its tensors, and the name of its matrix as the file has it."""
+
+    module: str
     a: Stored | None = None
     b: Stored | None = None
     alpha: Stored | None = None
@@ -108,14 +111,16 @@ def merge_lora(params: Any, file: pathlib.Path | str, config: DiTConfig) -> None
     Raises:
       FileNotFoundError, ValueError: no such file, a damaged one, a tensor that is unknown or of
         another shape, half an adapter, or a kind of adapter that is more than a product of two
-        matrices. Everything is checked before anything is added.
+        matrices. All of that is checked before anything is added. While adding: a sum that the
+        dtype of the parameters cannot hold.
     """
     adapters, scales, places = _open(file, config)
     flat = traverse_util.flatten_dict(params, sep="/")
     for name, one in adapters.items():
         place = places[name]
         kernel = flat[place.path] if place.layer is None else flat[place.path][place.layer]
-        kernel[...] = np.float32(kernel) + place.ours(_product(one, scales[name]))
+        total = np.float32(kernel) + place.ours(_product(one, scales[name]))
+        kernel[...] = rounded(total, kernel.dtype, place.name)
 
 
 def lora_products(
@@ -131,6 +136,18 @@ def lora_products(
         product = functools.partial(_product, one, scales[name])
         products.setdefault(places[name].name, []).append(product)
     return products
+
+
+def rounded(total: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A matrix with its adapters in the dtype that it has without; raises ValueError beyond it."""
+    with np.errstate(over="ignore"):
+        x = total.astype(dtype)
+    if not np.isfinite(np.float32(x)).all():
+        raise ValueError(
+            f"{name!r} with its adapters is beyond what {dtype} holds; take the parameters in "
+            "bfloat16 or float32, or other adapters"
+        )
+    return x
 
 
 def _product(adapter: _Adapter, scale: float) -> np.ndarray:
@@ -149,7 +166,7 @@ def _open(file, config):
     places = _places(config)
     adapters, prefixes = _list_adapters(file, places)
     said = _read_settings(file, prefixes)
-    scales = {name: _scale(file, name, one, said) for name, one in adapters.items()}
+    scales = {name: _scale(file, one, said) for name, one in adapters.items()}
     for name, one in adapters.items():
         _check_shapes(file, name, one, places[name].shape)
     return adapters, scales, places
@@ -185,13 +202,14 @@ def _list_adapters(
         alpha = key.removeprefix(prefix).removesuffix(".alpha")
         if found is None and not key.endswith(".alpha"):
             raise ValueError(f"{file}: {key!r} is no part of an adapter, and {_INSTEAD}")
-        module = _plain(found[1] if found else alpha)
+        written = found[1] if found else alpha
+        module = _plain(written)
         if module not in places:
             raise ValueError(
                 f"{file}: {key!r} belongs to no matrix of the transformer; is it of another model?"
             )
         part = "alpha" if found is None else "a" if found[2] else "b"
-        one = adapters.setdefault(module, _Adapter())
+        one = adapters.setdefault(module, _Adapter(written))
         if getattr(one, part) is not None:
             raise ValueError(f"{file} has {key!r} twice, by two names; leave out one of them")
         setattr(one, part, stored)
@@ -212,7 +230,7 @@ def _check_shapes(file: pathlib.Path, name: str, adapter: _Adapter, shape: tuple
             )
 
 
-def _scale(file: pathlib.Path, name: str, adapter: _Adapter, said: dict[str, Any] | None) -> float:
+def _scale(file: pathlib.Path, adapter: _Adapter, said: dict[str, Any] | None) -> float:
     """What the product counts: alpha / rank, or 1 where nothing says alpha."""
     for part, stored in (("A", adapter.a), ("B", adapter.b)):
         if stored is None:
@@ -228,15 +246,30 @@ def _scale(file: pathlib.Path, name: str, adapter: _Adapter, said: dict[str, Any
         return alpha / max(rank, 1)
     if said is None:
         return 1.0
-    own = {_plain(key.lstrip("^")): value for key, value in said["rank_pattern"].items()}
-    if rank != own.get(name, said["r"]):
+    wanted = _own(said["rank_pattern"], adapter.module, said["r"])
+    if rank != wanted:
         raise ValueError(
             f"{file}: {adapter.a.name!r} is of rank {rank}, and the file says that it is "
-            f"{own.get(name, said['r'])}; save it again"
+            f"{wanted}; save it again"
         )
-    own = {_plain(key.lstrip("^")): value for key, value in said["alpha_pattern"].items()}
-    alpha = own.get(name, said["lora_alpha"])
+    alpha = _own(said["alpha_pattern"], adapter.module, said["lora_alpha"])
     return alpha / (rank**0.5 if said["use_rslora"] else rank)
+
+
+def _own(patterns: Mapping[str, float], module: str, other: float) -> float:
+    """What the first pattern that a module's name ends with says, as in peft; else the other."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return other
+
+
+def _is_pattern(key: str) -> bool:
+    try:
+        re.compile(rf"({key})")
+    except re.error:
+        return False
+    return True
 
 
 def _read_settings(file: pathlib.Path, prefixes: set[str]) -> dict[str, Any] | None:
@@ -268,14 +301,14 @@ def _read_settings(file: pathlib.Path, prefixes: set[str]) -> dict[str, Any] | N
             raise ValueError(f"{where}: {name} is {said.get(name)!r}, and must be positive")
     for name in ("rank_pattern", "alpha_pattern"):
         result[name] = said.get(name) or {}
-        # peft takes expressions; what it writes for itself are whole names.
-        whole = isinstance(result[name], dict) and all(
-            re.fullmatch(r"\^?blocks\.[\w.]+", key) and type(value) in (int, float) and value > 0
+        # As in peft: expressions for the ends of names, of which whole names are a kind.
+        right = isinstance(result[name], dict) and all(
+            _is_pattern(key) and type(value) in (int, float) and 0 < value < math.inf
             for key, value in result[name].items()
         )
-        if not whole:
+        if not right:
             raise ValueError(
-                f"{where}: {name} {result[name]!r} must be numbers by whole names of modules, such "
-                "as {'blocks.0.attn1.to_q': 8}"
+                f"{where}: {name} {result[name]!r} must be positive numbers by names of modules, "
+                "or by expressions for them, such as {'blocks.0.attn1.to_q': 8}"
             )
     return result

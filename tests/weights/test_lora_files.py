@@ -11,8 +11,10 @@ from tiny_lora import LORA, draw_adapters, merged
 from tiny_model import DIT_CONFIG, draw_params, write_model
 
 import sora_jax
+from sora_jax.digests import weights_sha256
 from sora_jax.models.dit import init_dit
 from sora_jax.models.lora import scaled
+from sora_jax.weights import lora_folder
 from sora_jax.weights.__main__ import export
 from sora_jax.weights.diffusers import dit_from_diffusers, dit_to_diffusers
 from sora_jax.weights.lora import FILE, lora_to_diffusers, merge_lora
@@ -109,6 +111,39 @@ def test_what_diffusers_and_peft_say_of_alpha_counts(tmp_path):
     assert_close(merge(peft, tmp_path), expected)
 
 
+def test_patterns_are_expressions_for_the_ends_of_names(tmp_path):
+    """Of any layer, the first that matches, as peft has them."""
+    names = ["blocks.1.attn1.to_q", "blocks.0.attn2.to_q", "blocks.1.ffn.net.2"]
+    names += ["condition_embedder.time_proj", "condition_embedder.text_embedder.linear_1"]
+    alphas, ranks = [4, 5, 6, 12, 6], [1, 1, 3, 2, 3]
+    patterns = {
+        "alpha_pattern": {r"blocks\.1\..*to_q": 4, "to_q": 5.0, "time_proj": 12, "o_proj": 7},
+        "rank_pattern": {r"attn\d.to_q": 1, "condition_embedder.time_proj": 2, "net": 9},
+    }
+    state = dit_to_diffusers(base(), DIT_CONFIG)
+    tensors = {}
+    for name, alpha, rank in zip(names, alphas, ranks):
+        outputs, inputs = state[f"{name}.weight"].shape
+        rng = np.random.default_rng(len(tensors))
+        a, b = (np.float32(rng.normal(size=size)) for size in ((rank, inputs), (outputs, rank)))
+        tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+        state[f"{name}.weight"] = state[f"{name}.weight"] + alpha / rank * (b @ a)
+    tensors = {f"transformer.{key}": x for key, x in tensors.items()}
+    found = merge(tensors, tmp_path, said(lora_alpha=6, **patterns))
+    assert_close(found, dit_from_diffusers(state, DIT_CONFIG))
+
+
+def test_a_sum_that_its_dtype_cannot_hold_is_refused(folders):
+    model, run = folders
+    a = np.full((3, 32), 200.0, np.float32)
+    adapters = run.parent / "large.safetensors"
+    save_file({f"{NAME}.lora_A.weight": a, f"{NAME}.lora_B.weight": 1 * a.T}, adapters)
+    assert sora_jax.load(model, lora=adapters, dtype="bfloat16")
+    remedy = "attn1.to_q.weight' with its adapters is beyond what float16 holds; .* in bfloat16 or"
+    with pytest.raises(ValueError, match=remedy):
+        sora_jax.load(model, lora=adapters, dtype="float16")
+
+
 A, B = f"{NAME}.lora_A.weight", f"{NAME}.lora_B.weight"
 
 
@@ -131,7 +166,9 @@ A, B = f"{NAME}.lora_A.weight", f"{NAME}.lora_B.weight"
         ({}, said(r=4), "is of rank 3, and the file says that it is 4"),
         ({}, said(lora_alpha=None), "lora_alpha is None, and must be positive"),
         ({}, said(use_dora=True), "use_dora is True, and only low-rank adapters"),
-        ({}, said(alpha_pattern={".*": 3}), "must be numbers by whole names of modules"),
+        ({}, said(rank_pattern={"to_q": 4}), "to_q.lora_A.weight' is of rank 3, .* that it is 4"),
+        ({}, said(alpha_pattern={"to_q": -3}), "must be positive numbers by names of modules"),
+        ({}, said(alpha_pattern={"(": 3}), "must be positive numbers by names of modules"),
         ({}, {"lora_adapter_metadata": "{"}, "lora_adapter_metadata is not JSON"),
     ],
 )
@@ -198,6 +235,27 @@ def test_a_lora_run_is_exported_as_one_model(folders, tmp_path):
         with pytest.raises(ValueError, match=f"--output=.* is {what}; name another folder"):
             export(str(run), str(output))
     assert (model / "dit.safetensors").read_bytes() == before
+
+
+def test_a_lora_run_is_checked_once_a_load(folders, tmp_path, monkeypatch):
+    _, run = folders
+    calls = []
+
+    def count(file):
+        calls.append(file)
+        return weights_sha256(file)
+
+    monkeypatch.setattr(lora_folder, "weights_sha256", count)
+    export(str(run), str(tmp_path / "one"))
+    assert len(calls) == 1
+
+
+def test_a_lora_run_of_the_format_before_is_refused(folders):
+    _, run = folders
+    description = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps({**description, "format": "sora_jax lora 1"}))
+    with pytest.raises(ValueError, match=r"'sora_jax lora 1', which is no longer read: give the m"):
+        sora_jax.load(run)
 
 
 def test_a_lora_run_whose_model_is_another_one_or_gone_is_refused(folders):
