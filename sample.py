@@ -100,6 +100,19 @@ ROLLED = 2  # videos longer than so many of the model's own are made in a rollin
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
+def memory_hint():
+    """What to do where a network that runs takes too much, but for what is done already."""
+    ways = [OUT_OF_MEMORY]
+    smaller = [] if DTYPE.value in ("bfloat16", "float16", "int8") else ["bfloat16"]
+    if DTYPE.value != "int8" and LORA.value is None:  # adapters are not added to int8
+        smaller.append("int8")
+    if smaller:
+        ways.append(f"hold parameters in --dtype={' or '.join(smaller)}")
+    if not IN_TURN.value:
+        ways.append("hold one network at a time, --in_turn")
+    return "; ".join(ways)
+
+
 def parse_size(flag, default):
     """(width, height) of a flag's WIDTHxHEIGHT."""
     if flag.value is None:
@@ -332,7 +345,7 @@ def main(argv):
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        command.fail(OUT_OF_MEMORY)
+        command.fail(memory_hint())
 
 
 def with_bare_loop(argv):

@@ -63,7 +63,8 @@ def get_config(kind="lora"):
     config.optimizer.b2 = 0.95
 
     config.sampling = ConfigDict({"prompts": ()})
-    for name, kind in (("size", tuple), ("frames", int), ("steps", int), ("solver", str)):
+    kinds = {"size": tuple, "frames": int, "steps": int, "solver": str}
+    for name, kind in {**kinds, "guidance": float, "negative": str}.items():
         config.sampling[name] = placeholder(kind)
     config.loop.steps = 1000
     config.loop.ema_decay = 0.99

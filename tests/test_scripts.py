@@ -271,19 +271,35 @@ train.command.run(train.main)
 """
 
 
+SAMPLE_BEYOND_MEMORY = """
+import jax
+import sample
+sample.run = lambda: jax.numpy.zeros((10**7, 10**7)).block_until_ready()
+sample.command.run(sample.main)
+"""
+LESS = "ask for a smaller --size or fewer --frames"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["sample.py", "--prompt=a", "--output=OUT/a.mp4", "--size=1600000x1600000"], LESS),
         (
-            ["sample.py", "--prompt=a", "--output=OUT/a.mp4", "--size=1600000x1600000"],
-            "ask for a smaller --size or fewer --frames",
+            ["-c", SAMPLE_BEYOND_MEMORY, "--prompt=a"],
+            f"{LESS}; hold parameters in --dtype=bfloat16 or int8; hold one network at a time, "
+            "--in_turn",
+        ),
+        (["-c", SAMPLE_BEYOND_MEMORY, "--prompt=a", "--dtype=int8", "--in_turn"], LESS),
+        (
+            ["-c", SAMPLE_BEYOND_MEMORY, "--prompt=a", "--lora=a", "--in_turn"],
+            f"{LESS}; hold parameters in --dtype=bfloat16",
         ),
         (
             ["-c", TRAIN_BEYOND_MEMORY, VAE, "--workdir=OUT"],
             "lower config.data.token_budget=16, or the sizes of the network",
         ),
     ],
-    ids=["sample", "train"],
+    ids=["size", "sample", "least", "adapters", "train"],
 )
 def test_too_little_memory_is_said_with_the_remedy(tmp_path, arguments, message):
     arguments = [argument.replace("OUT", str(tmp_path)) for argument in arguments]

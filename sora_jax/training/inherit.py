@@ -59,6 +59,7 @@ def inherit(config: ConfigDict) -> ConfigDict:
         _fill(config.tokenizer, {"length": said.get("text_length")}, ("length",))
         # What training fixes is told by the run's own settings, see `sampling_settings`.
         fixed = {"fps", "text_length", "shift", "shift_tokens"}
+        _fill_guidance(config.sampling, said)
         _fill(config.sampling, said, set(_names(ModelSettings)) - fixed)
         _fill(config.data, {**said, "buckets": None}, ("fps", "buckets"))
         if config.data.buckets is None:
@@ -74,6 +75,24 @@ def _fill(settings: ConfigDict, said: Mapping[str, Any], names: Iterable[str]) -
     for name in names:
         if settings.get(name) is None and name in said:
             settings[name] = said[name]
+
+
+def _fill_guidance(sampling: ConfigDict, said: Mapping[str, Any]) -> None:
+    """Guidance of the model; a number in the config is that by the prompt, and leaves the rest.
+
+    Where it is 1, which is none, the model's negative prompt has no use.
+    """
+    given, own = sampling.get("guidance"), said.get("guidance")
+    if own is not None and (given is None or isinstance(given, (int, float))):
+        parts = dict(own) if isinstance(own, Mapping) else {"text": own}
+        if given is not None:
+            parts |= {"text": given, "text_low": None}
+            if given == 1 and sampling.get("negative") is None:
+                sampling.negative = ""
+        # Anew: a place for a number takes no mapping.
+        if "guidance" in sampling:
+            del sampling["guidance"]
+        sampling.guidance = ConfigDict(parts)
 
 
 def _buckets(config: ConfigDict, vae: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:

@@ -176,7 +176,19 @@ def test_settings_are_those_of_the_model(model, tmp_path):
     settings = {**task.settings, "guidance": wanted.guidance}
     assert settings == {name: getattr(wanted, name) for name in settings}
     assert task._shift((2, 4, 4)) == task._shift((1, 2, 2)) == 5.0
+    negated = shutil.copytree(model, tmp_path / "negated")
+    description = json.loads((negated / "model.json").read_text())
+    description |= {"guidance": {"text": 3.0, "given": 1.5}, "negative": "blurred"}
+    (negated / "model.json").write_text(json.dumps(description))
     # What the run says itself counts, and it samples as it was trained.
+    for given, text, negative in ((2.0, 2.0, "blurred"), (1.0, 1.0, "")):
+        config = make_config(negated, "full", **{"sampling.guidance": given})
+        settings = make_task(config, tmp_path / str(given)).settings
+        assert settings["guidance"]["text"] == text and settings["guidance"]["given"] == 1.5
+        assert settings["negative"] == negative
+    config = make_config(negated, "full", **{"sampling.negative": "a red"})
+    settings = make_task(config, tmp_path / "negative").settings
+    assert (settings["negative"], settings["guidance"]["text"]) == ("a red", 3.0)
     filled.noise.update({"shift": 3.0, "shift_tokens": 50})
     task = make_task(filled, tmp_path)
     assert (task.settings["shift"], task.settings["shift_tokens"]) == (3.0, 50)

@@ -70,7 +70,14 @@ def test_adapters_written_here_do_in_diffusers_what_they_do_here(tmp_path):
     # And back: what peft's own adapters, of another scale, are saved as, is read here.
     network.delete_adapters("ours")
     targets = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "proj_out", "time_proj"]
-    config = LoraConfig(r=3, lora_alpha=7, target_modules=targets, init_lora_weights=False)
+    config = LoraConfig(
+        r=3,
+        lora_alpha=7,
+        target_modules=targets,
+        init_lora_weights=False,
+        rank_pattern={r"blocks\.1\.attn\d.to_q": 2, "time_proj": 4},
+        alpha_pattern={"proj_out": 5, r"attn1\..*": 2, "to_q": 9},
+    )
     network.add_adapter(config, "theirs")
     expected = theirs()
     assert np.abs(expected - plain).max() > 0.01 * np.abs(expected).max()
