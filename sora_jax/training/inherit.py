@@ -60,7 +60,8 @@ def inherit(config: ConfigDict) -> ConfigDict:
         # What training fixes is told by the run's own settings, see `sampling_settings`.
         fixed = {"fps", "text_length", "shift", "shift_tokens"}
         _fill_guidance(config.sampling, said)
-        _fill(config.sampling, said, set(_names(ModelSettings)) - fixed)
+        unless_said = {"negative": ModelSettings.negative}
+        _fill(config.sampling, {**unless_said, **said}, set(_names(ModelSettings)) - fixed)
         _fill(config.data, {**said, "buckets": None}, ("fps", "buckets"))
         if config.data.buckets is None:
             config.data.buckets = _buckets(config, parts.get("vae", {}))

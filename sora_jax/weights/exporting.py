@@ -14,7 +14,7 @@ import numpy as np
 
 from sora_jax.language.tokenizer import save_for_transformers
 from sora_jax.weights import pipeline_config
-from sora_jax.weights.diffusers import list_entries
+from sora_jax.weights.entries import list_entries
 from sora_jax.weights.lora import lora_products, rounded
 from sora_jax.weights.lora_folder import BASE, take_adapters
 from sora_jax.weights.model_folder import load_description

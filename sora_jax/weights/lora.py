@@ -19,7 +19,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
 from sora_jax.models.dit_config import DiTConfig
-from sora_jax.weights.diffusers import Reorder, list_entries
+from sora_jax.weights.entries import Reorder, list_entries
 from sora_jax.weights.original import to_original_name
 from sora_jax.weights.tensor_files import PICKLES, Stored, list_file, read_json, read_tensor
 

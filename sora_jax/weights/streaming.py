@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from sora_jax.weights.diffusers import check_shapes, list_entries
+from sora_jax.weights.diffusers import check_shapes
+from sora_jax.weights.entries import list_entries
 from sora_jax.weights.int8 import held_dtype, quantise
 from sora_jax.weights.tensor_files import Stored, allocate, check_range, read_tensor
 

@@ -14,7 +14,7 @@ from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
-from sora_jax.weights.diffusers import name_image_tensors
+from sora_jax.weights.entries import name_image_tensors
 from sora_jax.weights.original import to_diffusers_name
 from sora_jax.weights.streaming import check_part
 from sora_jax.weights.tensor_files import Stored, are_equal, list_tensors, read_json

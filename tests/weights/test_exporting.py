@@ -15,7 +15,7 @@ import sora_jax
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.weights import exporting
 from sora_jax.weights.__main__ import export_pipeline, import_open
-from sora_jax.weights.diffusers import list_entries
+from sora_jax.weights.entries import list_entries
 from sora_jax.weights.exporting import open_folder, write_pipeline
 from sora_jax.weights.wan import open_model
 from tests.tiny_folders import save_vae

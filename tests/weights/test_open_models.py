@@ -18,10 +18,10 @@ from sora_jax.models.image import ImageConfig
 from sora_jax.weights.diffusers import (
     dit_to_diffusers,
     image_to_transformers,
-    list_entries,
     text_to_transformers,
     vae_to_diffusers,
 )
+from sora_jax.weights.entries import list_entries
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.original import to_diffusers_name
 from sora_jax.weights.streaming import check_part, lay_out, read_part
