@@ -43,14 +43,14 @@ def check_video(model, latents, theirs):
 
 @pytest.mark.parametrize("negative", ["", "blue &lt;b&gt;  squares"])
 def test_a_pipeline_that_diffusers_saves_makes_the_same_video_here(tmp_path, negative):
-    from tests.weights import make_golden
+    from tests.weights import run_pipelines, tiny_pipelines
 
-    pipeline = make_golden.make_pipeline(SEED)
-    theirs = make_golden.run(pipeline, SEED, negative=negative)
-    make_golden.save_pipeline(pipeline, tmp_path)
+    pipeline = tiny_pipelines.make_pipeline(SEED)
+    theirs = run_pipelines.run(pipeline, SEED, negative=negative)
+    tiny_pipelines.save_pipeline(pipeline, tmp_path)
 
     model = sora_jax.load(tmp_path)
-    text = model.read([make_golden.PROMPT], negative)
+    text = model.read([run_pipelines.PROMPT], negative)
     latents, _ = sample(model, text, theirs["noise"])
     check_video(model, latents, theirs)
 
@@ -62,51 +62,51 @@ def test_a_pipeline_that_diffusers_saves_makes_the_same_video_here(tmp_path, neg
 )
 def test_images_are_animated_as_diffusers_does(tmp_path, kind, images, guidance):
     """With CLIP tokens, with channels alone, with a last image by either, and two transformers."""
-    from tests.weights import make_golden
+    from tests.weights import run_pipelines, tiny_pipelines
 
-    pipeline = make_golden.make_image_pipeline(kind, SEED)
-    drawn = make_golden.draw_images(images, SEED)
-    theirs = make_golden.run_image(pipeline, drawn, SEED, guidance=guidance)
+    pipeline = tiny_pipelines.make_image_pipeline(kind, SEED)
+    drawn = run_pipelines.draw_images(images, SEED)
+    theirs = run_pipelines.run_image(pipeline, drawn, SEED, guidance=guidance)
     pipeline.save_pretrained(tmp_path)
 
     model = sora_jax.load(tmp_path)
-    at = (0, make_golden.FRAMES - 1)
-    seen = model.look(dict(zip(at, theirs["images"])), make_golden.FRAMES)
-    text = model.read([make_golden.PROMPT])
+    at = (0, run_pipelines.FRAMES - 1)
+    seen = model.look(dict(zip(at, theirs["images"])), run_pipelines.FRAMES)
+    text = model.read([run_pipelines.PROMPT])
     # The guidance of the model itself.
     latents, _ = sample(model, text, theirs["noise"], seen, guidance=None)
     check_video(model, latents, theirs)
 
 
 def test_so_does_one_of_5b_from_text_and_from_an_image(tmp_path, monkeypatch):
-    from tests.weights import make_golden
+    from tests.weights import run_pipelines, tiny_pipelines
 
-    pipeline, size = make_golden.make_ti2v(SEED), (96, 64)
-    image = make_golden.draw_image(SEED, size)
-    by_text = make_golden.run(pipeline, SEED, size=size)
-    by_image = make_golden.run(make_golden.animating(pipeline), SEED, size=size, image=image)
-    make_golden.save_pipeline(pipeline, tmp_path)
+    pipeline, size = tiny_pipelines.make_ti2v(SEED), (96, 64)
+    image = run_pipelines.draw_images(1, SEED, size)[0]
+    by_text = run_pipelines.run(pipeline, SEED, size=size)
+    by_image = run_pipelines.run(tiny_pipelines.animating(pipeline), SEED, size=size, image=image)
+    tiny_pipelines.save_pipeline(pipeline, tmp_path)
     model = sora_jax.load(tmp_path)
-    latents, _ = sample(model, model.read([make_golden.PROMPT]), by_text["noise"])
+    latents, _ = sample(model, model.read([run_pipelines.PROMPT]), by_text["noise"])
     check_video(model, latents, by_text)
     monkeypatch.setattr(type(model), "noise", lambda *_: jnp.asarray(by_image["noise"]))
     given = [Given(model.encode(image[None, None])[0], 0)]
-    options = {"size": size, "frames": make_golden.FRAMES, "steps": make_golden.STEPS}
-    check_video(model, model.sample_latents(make_golden.PROMPT, given=given, **options), by_image)
+    options = {"size": size, "frames": run_pipelines.FRAMES, "steps": run_pipelines.STEPS}
+    check_video(model, model.sample_latents(run_pipelines.PROMPT, given=given, **options), by_image)
 
 
 @pytest.mark.parametrize("ratio", [0.875, 0.5, 0.9999])
 def test_so_does_one_of_two_transformers(tmp_path, ratio):
     """At Wan's boundary, in the middle, and where the first takes one step only."""
-    from tests.weights import make_golden
+    from tests.weights import run_pipelines, tiny_pipelines
 
-    second = make_golden.make_transformer(SEED + 3)
-    pipeline = make_golden.make_experts(second, SEED)
+    second = tiny_pipelines.make_transformer(SEED + 3)
+    pipeline = tiny_pipelines.make_experts(second, SEED)
     pipeline.register_to_config(boundary_ratio=ratio)
-    theirs = make_golden.run(pipeline, SEED, guidance=(4.0, 3.0))
-    make_golden.save_pipeline(pipeline, tmp_path)
+    theirs = run_pipelines.run(pipeline, SEED, guidance=(4.0, 3.0))
+    tiny_pipelines.save_pipeline(pipeline, tmp_path)
     model = sora_jax.load(tmp_path)
-    text = model.read([make_golden.PROMPT])
+    text = model.read([run_pipelines.PROMPT])
     latents, _ = sample(model, text, theirs["noise"], guidance=None)
     check_video(model, latents, theirs)
 
@@ -116,22 +116,22 @@ def test_what_is_exported_is_the_same_pipeline_there(tmp_path, kind):
     """In and out, it makes the video there that diffusers' own folder makes."""
     import diffusers
 
-    from tests.weights import make_golden
+    from tests.weights import run_pipelines, tiny_pipelines
 
     sees, options = kind in ("clip", "both", "experts"), {}
     if sees:
-        pipeline = make_golden.make_image_pipeline(kind, SEED)
-        images = make_golden.draw_images(2 if kind == "both" else 1, SEED)
+        pipeline = tiny_pipelines.make_image_pipeline(kind, SEED)
+        images = run_pipelines.draw_images(2 if kind == "both" else 1, SEED)
     elif kind == "ti2v":
-        pipeline, options = make_golden.make_ti2v(SEED), {"size": (96, 64)}
+        pipeline, options = tiny_pipelines.make_ti2v(SEED), {"size": (96, 64)}
     else:
-        pipeline = make_golden.make_experts(make_golden.make_transformer(SEED + 3), SEED)
+        pipeline = tiny_pipelines.make_experts(tiny_pipelines.make_transformer(SEED + 3), SEED)
         options = {"guidance": (4.0, 3.0)}
 
     def run(pipeline):
         if sees:
-            return make_golden.run_image(pipeline, images, SEED)
-        return make_golden.run(pipeline, SEED, **options)
+            return run_pipelines.run_image(pipeline, images, SEED)
+        return run_pipelines.run(pipeline, SEED, **options)
 
     source, model, out = (tmp_path / name for name in ("source", "model", "out"))
     pipeline.save_pretrained(source)
@@ -142,9 +142,9 @@ def test_what_is_exported_is_the_same_pipeline_there(tmp_path, kind):
     assert theirs["video"].std() > 0.05
     reached = [psnr(ours["video"], theirs["video"])]
     if kind == "ti2v":
-        image = make_golden.draw_image(SEED, (96, 64))
+        image = run_pipelines.draw_images(1, SEED, (96, 64))[0]
         one, other = (
-            make_golden.run(
+            run_pipelines.run(
                 diffusers.WanImageToVideoPipeline.from_pretrained(f), SEED, image=image, **options
             )
             for f in folders
