@@ -133,7 +133,10 @@ def test_what_is_no_bucket_is_refused(buckets, message):
         ({"sampling.size": (32, 20)}, "config.sampling: .*20"),
         ({"sampling.frames": 6}, "config.sampling: .*6 frames"),
         ({"sampling.prompts": (50 * "circle ",)}, "config.sampling: the prompt takes .* reads 16"),
-        ({"sampling.negative": 50 * "circle "}, "config.sampling: the prompt takes .* reads 16"),
+        (
+            {"sampling.negative": 50 * "circle "},
+            "config.sampling: negative: the prompt takes .* reads 16",
+        ),
         ({"sampling": ConfigDict({"prompts": ()})}, "config.sampling: ModelSettings needs"),
     ],
 )
