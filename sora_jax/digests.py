@@ -18,7 +18,7 @@ def weights_sha256(file: pathlib.Path | str) -> str:
     """Checksum of a safetensors file's size, header and pieces of every tensor, in digits.
 
     A tensor of up to 512 KiB counts whole, of a larger one 128 pieces of 4 KiB, so that of a
-    transformer of any size a few MB are read. Networks that were trained apart, or one from the
+    transformer of any size some 20 MB are read. Networks that were trained apart, or one from the
     other, differ all over a tensor, and so in this; a byte that is damaged may lie between.
 
     Raises:
