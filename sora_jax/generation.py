@@ -14,7 +14,7 @@ from sora_jax.diffusion.ring import over_windows
 from sora_jax.diffusion.solvers import Last, Step, limit_range, solve
 from sora_jax.models.dit import DiT
 from sora_jax.models.dit_blocks import Text
-from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.dit_config import DiTConfig, flops
 from sora_jax.models.image import ImageConfig, ImageEncoder
 from sora_jax.models.pixels import to_float
 from sora_jax.models.text import TextConfig, TextEncoder
@@ -25,6 +25,9 @@ from sora_jax.models.vae_clips import decode_clip, decode_piece, encode_clip
 # Bytes of one block's activations up to which all that guidance asks goes through the network as
 # one batch. Beyond it memory counts more, and batches are large enough to be fast one by one.
 _AT_ONCE = 2**28
+# Floating-point operations of one forward pass from which each step is a program of its own. On two
+# cores of a CPU it takes some seconds, on a TPU still longer than to start the next one.
+_SLOW = 5e11
 
 encode = jax.jit(encode_clip, static_argnums=0)
 decode = jax.jit(decode_piece, static_argnums=0)
@@ -137,6 +140,7 @@ def generate(
     scales: Scales,
     seen: Seen | None = None,
     last: Last | None = None,
+    done: jax.Array | int = 0,
     *,
     program: Program,
 ) -> tuple[jax.Array, Last]:
@@ -151,7 +155,7 @@ def generate(
         when it is not told of them; None if it always is.
       scales: of guidance.
       seen: of images, in a model with image channels.
-      last: see `diffusion.solvers.solve`, as is what comes back.
+      last, done: see `diffusion.solvers.solve`, as is what comes back.
       program: what to compile.
     """
     batch, told, dtype = x.shape[0], program.told, compute_dtype(params)
@@ -211,7 +215,14 @@ def generate(
         ceilings=ceilings,
         circular=program.ring > 0,
         last=last,
+        done=done,
     )
+
+
+def is_slow(dit: DiTConfig, x: jax.Array, words: int) -> bool:
+    """Whether a step is so much work that people want to see how far it is."""
+    tokens = math.prod(dit.grid(x.shape[1:4]))
+    return x.shape[0] * flops(dit, tokens, words, x.shape[1]) > _SLOW
 
 
 def _hide(

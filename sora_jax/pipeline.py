@@ -17,12 +17,13 @@ from sora_jax.diffusion.experts import split
 from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
 from sora_jax.diffusion.settings import ModelSettings, read_settings
-from sora_jax.diffusion.solvers import SOLVERS, schedule, set_off
+from sora_jax.diffusion.solvers import SOLVERS, nothing_yet, schedule, set_off
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig, prepare
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, denormalise
+from sora_jax.progress import Progress
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.in_turn import InTurn
 from sora_jax.weights.lora import check_lora, merge_lora
@@ -263,24 +264,36 @@ class Model:
         """
         # The schedule of a ring is that of its windows.
         shift = self.shift((ring or x.shape[1], *x.shape[2:]))
-        last = None
-        for part, stretch, guidance in split(levels, settings):
-            by_frames = guidance.given != 1 and hidden is not None
-            program = generation.Program(
-                self.dit_config,
-                SOLVERS[settings.solver],
-                settings.latent_limit,
-                tellings(text=guidance.text != 1, given=by_frames),
-                guidance.has_interval,
-                guidance.rescale > 0,
-                ring,
-                settings.level_grid,
-            )
-            told = hidden if by_frames else None
-            scales = as_scales(guidance, shift)
-            arrays = text, x, stretch, known, ceilings, told, scales, seen, last
-            made = generation.generate(self.params[part], *arrays, program=program)
-            x, last = self._finish(made)
+        slow = generation.is_slow(self.dit_config, x, text.shape[1])
+        last, done = nothing_yet(x, levels[0], ceilings) if slow else None, 0
+        with Progress("sampled", "step", len(levels) - 1, shown=slow) as progress:
+            for part, stretch, guidance in split(levels, settings):
+                by_frames = guidance.given != 1 and hidden is not None
+                program = generation.Program(
+                    self.dit_config,
+                    SOLVERS[settings.solver],
+                    settings.latent_limit,
+                    tellings(text=guidance.text != 1, given=by_frames),
+                    guidance.has_interval,
+                    guidance.rescale > 0,
+                    ring,
+                    settings.level_grid,
+                )
+                told = hidden if by_frames else None
+                scales = as_scales(guidance, shift)
+                for piece in _steps(stretch) if slow else [stretch]:
+                    before = x
+                    arrays = text, x, piece, known, ceilings, told, scales, seen, last, done
+                    made = generation.generate(self.params[part], *arrays, program=program)
+                    x, last = self._finish(made)
+                    if done and slow:
+                        # The device has the next step already, and never waits.
+                        jax.block_until_ready(before)
+                        progress.advance()
+                    done += len(piece) - 1
+            if slow:
+                jax.block_until_ready(x)
+                progress.advance()
         return x
 
     def look(self, images: Mapping[int, np.ndarray], frames: int) -> generation.Seen:
@@ -331,6 +344,11 @@ class Model:
             z = denormalise(latents, self.latent_mean, self.latent_std)
             frames, carry = generation.decode(self.vae_config, self.params["vae"], z, carry)
             yield np.asarray(frames)
+
+
+def _steps(levels: jax.Array | np.ndarray) -> list[jax.Array | np.ndarray]:
+    """The levels of each step."""
+    return [levels[i : i + 2] for i in range(len(levels) - 1)]
 
 
 def load(

@@ -141,3 +141,10 @@ def test_a_model_of_very_short_clips_cannot_roll(tmp_path):
     short = sora_jax.load(write_model(tmp_path, frames=5))
     with pytest.raises(ValueError, match="makes 5 frames, 2 latent frames: too few to roll"):
         sora_jax.long_video(short, PROMPT, 2.0)
+
+
+def test_a_ring_is_cut_at_the_same_places_when_steps_are_taken_one_by_one(model, monkeypatch):
+    whole = sora_jax.endless_loop(model, PROMPT, 4.0)
+    monkeypatch.setattr(generation, "_SLOW", 0)
+    steps = sora_jax.endless_loop(model, PROMPT, 4.0)
+    assert np.abs(steps.astype(int) - whole).max() <= 1

@@ -15,6 +15,7 @@ from sora_jax.diffusion.conditioning import Given
 from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.settings import ModelSettings
+from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.pixels import to_uint8
 from sora_jax.models.vae import VAE
@@ -94,6 +95,19 @@ class AlwaysEnd:
 
     def encode(self, text, length):
         return self.tokenizer.encode(text or "blue up", length)
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_slow_steps_are_taken_one_by_one_and_told(model, monkeypatch, capsys, solver):
+    def make():
+        return model.sample_latents(PROMPT, seed=1, steps=4, solver=solver)
+
+    whole = make()
+    assert "sampled" not in capsys.readouterr().err
+    monkeypatch.setattr(generation, "_SLOW", 0)
+    np.testing.assert_allclose(make(), whole, atol=1e-4)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sampled 4 of 4 steps, ") and line.endswith(" left")
 
 
 def test_a_list_of_prompts_is_a_batch(model, clip):

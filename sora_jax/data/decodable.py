@@ -3,17 +3,13 @@
 import dataclasses
 import functools
 import os
-import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
-from typing import Any
-
-import tqdm
 
 from sora_jax import video_io
 from sora_jax.data.captions import Clip, Report
 from sora_jax.digests import file_sha256
+from sora_jax.progress import watched
 
 # (offset, the bytes there, suffixes of files that begin so)
 _SIGNATURES = (
@@ -53,7 +49,7 @@ def check_clips(clips: Sequence[Clip], max_megabytes: int, report: Report) -> li
     usable, first_of = [], {}
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         results = pool.imap(functools.partial(_check, max_megabytes=max_megabytes), clips)
-        for clip, result in zip(clips, progress(results, len(clips), "checked")):
+        for clip, result in zip(clips, watched(results, len(clips), "checked", "clip")):
             if isinstance(result, str):
                 report.skipped.append((clip.file_name, result))
                 continue
@@ -93,16 +89,3 @@ def _suffix_note(suffix: str, head: bytes) -> str:
         if head[offset:].startswith(signature):
             return "" if suffix in suffixes else f"{suffix} by name, {suffixes[0]} by content"
     return f"{suffix} by name, another format by content"
-
-
-def progress(items: Iterable[Any], total: int, done: str) -> Iterator[Any]:
-    """The items, with a bar on a terminal and a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        yield from tqdm.tqdm(items, total=total, desc=done, unit="clip")
-        return
-    said = time.monotonic()
-    for count, item in enumerate(items, 1):
-        if count == total or time.monotonic() - said > 30:
-            said = time.monotonic()
-            print(f"{done} {count} of {total} clips", file=sys.stderr, flush=True)
-        yield item

@@ -32,8 +32,8 @@ from sora_jax.data.folder import ClipDataset
 from sora_jax.data.identity import text_identity, vae_identity
 from sora_jax.data.latents import Record, check_output, write_latents
 from sora_jax.data.precompute_plan import Batch, check_distinct, choose, make_batches, make_files
-from sora_jax.data.progress import Progress
 from sora_jax.data.source import ClipSource
+from sora_jax.progress import Progress
 from sora_jax.training.clips import make_source, option, read_buckets
 from sora_jax.training.frozen import (
     CaptionEncoder,
@@ -88,7 +88,7 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
         text_numbers = len(KINDS) * text.length * text.width if text else 0
         return 2 * (int(np.prod(shape)) + text_numbers)
 
-    bar = Progress()
+    bar = Progress("encoded", "clip")
     encode = make_frame_encoder(vae, option(config, "dtype", DTYPES))
     splits = []
     for number, split in enumerate(SPLITS):

@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from sora_jax.data.captions import KINDS
-from sora_jax.data.decodable import Decodable, progress
+from sora_jax.data.decodable import Decodable
+from sora_jax.progress import watched
 
 INDEX = "index.jsonl"
 SHAPE = ("frames", "fps", "duration", "height", "width")
@@ -66,7 +67,7 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._splits = splits
         self._groups = groups
         total = sum(map(len, splits.values()))
-        self.written = progress(range(total), total, "written")
+        self.written = watched(range(total), total, "written", "clip")
         super().__init__(data_dir=folder, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -182,6 +182,13 @@ def _move(x: jax.Array, clean: jax.Array, t: jax.Array, s: jax.Array) -> jax.Arr
     return x + expand(s - t, x) * velocity_from_clean(x, clean, t)
 
 
+def nothing_yet(x: jax.Array, levels: jax.Array, ceilings: jax.Array | None) -> Last:
+    """What a solver remembers before its first step, which begins at levels [T], or at a scalar."""
+    ceilings = jnp.ones(x.shape[:2]) if ceilings is None else ceilings
+    none, start = jnp.zeros_like(x), jnp.minimum(levels.reshape(1, -1), ceilings)
+    return Last(none, start, none, none, start)
+
+
 Step = Callable[[Denoise, jax.Array, jax.Array, jax.Array, Last], tuple[jax.Array, Last]]
 SOLVERS: dict[str, Step] = {
     "euler": euler_step,
@@ -201,6 +208,7 @@ def solve(
     ceilings: jax.Array | None = None,
     circular: bool = False,
     last: Last | None = None,
+    done: jax.Array | int = 0,
 ) -> tuple[jax.Array, Last]:
     """Takes latents from the first of the levels to the last.
 
@@ -214,6 +222,7 @@ def solve(
       circular: whether the last frame is followed by the first, with nothing given: each step sees
         the ring cut open at another place, so that it has no seam.
       last: what came back with x where it is taken on from there; None at the beginning.
+      done: how many steps were taken before.
 
     Returns:
       float32 [B, T, h, w, C], of which frames whose ceiling is 0 equal `known` exactly; and what
@@ -236,10 +245,10 @@ def solve(
 
     pairs = jnp.stack([levels[:-1], levels[1:]], axis=1)
     # Steps of the golden ratio: cuts lie far apart from one step to the next, and everywhere.
-    cuts = jnp.floor(jnp.arange(len(pairs)) * 0.618034 % 1.0 * x.shape[1]).astype(jnp.int32)
+    numbers = done + jnp.arange(len(pairs))
+    cuts = jnp.floor(numbers * 0.618034 % 1.0 * x.shape[1]).astype(jnp.int32)
     if last is None:
-        none, start = jnp.zeros_like(x), jnp.minimum(levels[0], ceilings)
-        last = Last(none, start, none, none, start)
+        last = nothing_yet(x, levels[0], ceilings)
     return jax.lax.scan(body, (x, last), (pairs, cuts))[0]
 
 

@@ -18,9 +18,9 @@ from sora_jax.data import folder
 from sora_jax.data.identity import check_vae
 from sora_jax.data.latents import LatentDataset
 from sora_jax.data.precompute import precompute
-from sora_jax.data.progress import Progress
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
+from sora_jax.progress import Progress
 from sora_jax.training.clips import make_source
 from sora_jax.training.dit_task import DiTTask, NoiseConfig
 
@@ -208,7 +208,7 @@ def test_what_cannot_work_stops_before_anything_is_encoded(vae, tmp_path, change
 
 
 def test_a_log_tells_rate_and_time_left(capsys):
-    progress = Progress()
+    progress = Progress("encoded", "clip")
     progress.total = 4
     with progress:
         progress.advance(1)
