@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion.conditioning import draw_frame_levels
+from sora_jax.diffusion.experts import HIGH, inside, levels_of
 from sora_jax.diffusion.flow import (
     add_noise,
     draw_levels,
+    level_share,
     shift_levels,
     token_shift,
     told_levels,
@@ -31,6 +33,9 @@ from sora_jax.weights.model_folder import Part, save_model
 # The first latent frame of a clip is one frame, and that of a window holds four, which the network
 # must see in it: that of a window never has a higher level in training.
 SHOWS_ITS_KIND = 0.7
+
+# Of the levels that are drawn, the least that one of two transformers may be asked at.
+LEAST_SHARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +114,9 @@ class DiTTask:
       start: parameters to start from; None to draw them.
       precomputed: what of `frozen` was at work on the batches before; for the model folder.
       adapters: what is trained where `frozen` holds the transformer, as "dit"; None to train it.
+      part: of the model, that is trained; of two transformers one is, at the levels that it is
+        asked at.
+      kept: parts of the model folder that the run does without, as files to copy.
     """
 
     config: DiTConfig
@@ -125,6 +133,8 @@ class DiTTask:
     start: Any = None
     precomputed: dict[str, Any] = dataclasses.field(default_factory=dict)
     adapters: Adapters | None = None
+    part: str = HIGH
+    kept: Mapping[str, Part] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.config.image_channels:
@@ -174,9 +184,11 @@ class DiTTask:
             clean = draw_windows(window_key, clean, self.window)
         b, frames = clean.shape[:2]
         noise_config = self.noise
-        t = draw_levels(level_key, b, mean=noise_config.mean, std=noise_config.std)
-        shift = self._shift(clean.shape[1:4])
+        shift, shares = self._shift(clean.shape[1:4]), self.level_shares(clean.shape[1:4])
+        t = draw_levels(level_key, b, mean=noise_config.mean, std=noise_config.std, shares=shares)
         t = shift_levels(t, shift)
+        if self._range is not None:
+            t = jnp.clip(t, *inside(*self._range))
         levels = draw_frame_levels(pattern_key, t, frames, self.patterns, shift)
         if is_window:
             levels = levels.at[:, 0].min(SHOWS_ITS_KIND)
@@ -198,6 +210,35 @@ class DiTTask:
     def _shift(self, latent_shape: tuple[int, ...]) -> float:
         tokens = int(np.prod(self.config.grid(latent_shape)))
         return token_shift(tokens, base=self.noise.shift, base_tokens=self.noise.shift_tokens)
+
+    @property
+    def _range(self) -> tuple[float, float] | None:
+        """Levels that one of two transformers is asked at; None where there is one."""
+        boundary = self.settings.get("boundary")
+        if boundary is None:
+            return None
+        return levels_of(self.part, boundary, self.settings.get("level_grid"))
+
+    def level_shares(self, latent_shape: tuple[int, ...]) -> tuple[float, float]:
+        """Which of the levels that `noise` draws are trained at, see `flow.draw_levels`.
+
+        Raises:
+          ValueError: next to none of them is one that the transformer is asked at.
+        """
+        if self._range is None:
+            return 0.0, 1.0
+        noise, shift = self.noise, self._shift(latent_shape)
+        low, high = (
+            level_share(level, mean=noise.mean, std=noise.std, shift=shift) for level in self._range
+        )
+        if high - low < LEAST_SHARE:
+            raise ValueError(
+                f"config.noise with mean={noise.mean} and std={noise.std}, and a shift of "
+                f"{shift:.4g}, draws {100 * (high - low):.2g} % of its levels from "
+                f"{self._range[0]:g} to {self._range[1]:g}, where the transformer of "
+                f"config.expert is asked; move the mean, or widen it by std"
+            )
+        return low, high
 
     def loss(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array
@@ -239,7 +280,8 @@ class DiTTask:
             adapters = scaled(params["lora"], self.adapters.config.scale)
             tensors = lora_to_diffusers(adapters, self.config)
             base = self.adapters.base, self.adapters.base_sha256
-            save_lora(folder, tensors, *base, self.settings)
+            part = None if self._range is None else self.part
+            save_lora(folder, tensors, *base, self.settings, part)
             return
         fixed = {**self.frozen, **self.precomputed}
         vae = {
@@ -250,7 +292,8 @@ class DiTTask:
         text = params["text"] if "text" in params else fixed["text"]
         parts = {
             "vae": Part(vae, fixed["vae"]),
-            "dit": Part(dataclasses.asdict(self.config), params["dit"]),
+            self.part: Part(dataclasses.asdict(self.config), params["dit"]),
             "text": Part(dataclasses.asdict(self.text_config), text),
+            **self.kept,
         }
         save_model(folder, parts, self.settings, tokenizer=self.tokenizer)

@@ -15,6 +15,7 @@ from sora_jax.weights.settings import from_settings
 from sora_jax.weights.wan import is_open_model
 
 _PARTS = {"vae", "dit", "text"}
+_MORE = {"dit_low"}
 
 
 def inherit(config: ConfigDict) -> ConfigDict:
@@ -43,11 +44,11 @@ def inherit(config: ConfigDict) -> ConfigDict:
             f"config.init={config.init} has no {missing[0]!r} part, only {sorted(parts)}: give a "
             f"model folder with {sorted(_PARTS)}, such as WORKDIR/model of a transformer's run"
         )
-    more = sorted(set(parts) - _PARTS)
+    more = sorted(set(parts) - _PARTS - _MORE)
     if more:
         raise ValueError(
             f"config.init={config.init} has {more[0]!r} beside {sorted(_PARTS)}, which training "
-            "does not know; start from a text-to-video model of one transformer"
+            "does not know; start from a text-to-video model"
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():

@@ -220,7 +220,7 @@ def test_a_run_does_not_go_on_with_other_adapters(model, tmp_path, changes, mess
         ({"init": "", "vae": "MODEL"}, r"adapters for a model that stays as it is: .*config.init"),
         ({"text_encoder": ""}, r"adapters for a text encoder that stays .* config.text_encoder"),
         ({"lora.rank": 64}, r"config.lora.rank=64 is more than the 32 x 32 matrix"),
-        ({"init": "two"}, r"has 'dit_low' beside \['dit', 'text', 'vae'\]"),
+        ({"init": "two"}, r"two: the boundary between two transformers is None, and the parts"),
         ({"init": "vae"}, r"config.init=.* has no 'dit' part, only \['vae'\]: give a model folder"),
     ],
 )
