@@ -20,7 +20,8 @@ from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.diffusion.solvers import SOLVERS, nothing_yet, schedule, set_off
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit_config import DiTConfig
-from sora_jax.models.image import ImageConfig, prepare
+from sora_jax.models.image import ImageConfig
+from sora_jax.models.image_pixels import prepare
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, denormalise
 from sora_jax.progress import Progress
@@ -298,7 +299,7 @@ class Model:
         if self.image_config is not None:
             pixels = np.stack([prepare(images[frame], self.image_config) for frame in at])
             tokens = generation.look(self.params["image"], pixels, config=self.image_config)
-            tokens = self._finish(tokens.reshape(1, -1, tokens.shape[-1]))
+            tokens = self._finish(tokens)
         channels = generation.lay_images(
             self.params["vae"],
             np.stack([images[frame] for frame in at]),

@@ -21,6 +21,8 @@ from sora_jax.diffusion.flow import (
 )
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.dit_config import DiTConfig, attention_flops, flops
+from sora_jax.models.image import ImageConfig, image_tokens
+from sora_jax.models.image_latents import places, see_frames, with_mask
 from sora_jax.models.lora import LoRAConfig, init_lora, scaled
 from sora_jax.models.text import TextConfig, TextEncoder, init_text
 from sora_jax.models.vae import VAEConfig, encode_frames
@@ -99,7 +101,8 @@ class DiTTask:
     """The task of `sora_jax.training.state.Task` for the transformer.
 
     Batches have `frames` uint8 or normalised `latents`, and `tokens` or the `text` features of a
-    frozen encoder.
+    frozen encoder. Of a transformer that sees images beside the noise they have `image_latents`
+    with `latents`, and if it reads image tokens `pixels` or `image_tokens`.
 
     Attributes:
       config, text_config, vae_config: sizes.
@@ -108,7 +111,8 @@ class DiTTask:
       patterns: frequency of the conditioning patterns, see `conditioning.PATTERNS`.
       window: clips of more latent frames are trained as windows of so many from their middle, which
         is what rolling and extending see; 0 takes every clip whole.
-      frozen: {"vae": parameters, "latent_mean", "latent_std"}, and "text" if it is not trained.
+      frozen: {"vae": parameters, "latent_mean", "latent_std"}, and "text" if it is not trained,
+        "image" with an image encoder.
       remat: what the backward pass keeps of a block, see `models.remat.REMAT`.
       tokenizer, settings: go into the model folder.
       start: parameters to start from; None to draw them.
@@ -116,7 +120,8 @@ class DiTTask:
       adapters: what is trained where `frozen` holds the transformer, as "dit"; None to train it.
       part: of the model, that is trained; of two transformers one is, at the levels that it is
         asked at.
-      kept: parts of the model folder that the run does without, as files to copy.
+      kept: parts of the model folder that the run does not change, as files to copy.
+      image_config: sizes of the image encoder; None without one.
     """
 
     config: DiTConfig
@@ -135,13 +140,7 @@ class DiTTask:
     adapters: Adapters | None = None
     part: str = HIGH
     kept: Mapping[str, Part] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.config.image_channels:
-            raise ValueError(
-                f"config.dit.image_channels={self.config.image_channels}: training gives no images "
-                "beside the noise; leave it at 0"
-            )
+    image_config: ImageConfig | None = None
 
     def init(self, key: jax.Array) -> Any:
         dit_key, text_key = jax.random.split(key)
@@ -173,6 +172,27 @@ class DiTTask:
         text = params["text"] if "text" in params else frozen["text"]
         return TextEncoder(self.text_config, self.dtype).apply({"params": text}, batch["tokens"])
 
+    def _seen(self, frozen: Any, batch: Batch) -> tuple[jax.Array | None, jax.Array | None]:
+        """Channels [B, T, h, w, image_channels] beside the noise, and image tokens, if any.
+
+        They are what sampling is given of the clip's own first frame, or of the first and the last.
+        """
+        if not self.config.image_channels:
+            return None, None
+        if "image_latents" in batch:
+            latents = batch["image_latents"].astype(jnp.float32)
+            length = 1 + (latents.shape[1] - 1) * self.vae_config.temporal_stride
+        else:
+            given = batch["frames"], frozen["latent_mean"], frozen["latent_std"], self.dtype
+            latents = see_frames(self.config, self.vae_config, frozen["vae"], *given)
+            length = batch["frames"].shape[1]
+        channels = with_mask(latents, at=places(self.config, length), frames=length)
+        if "image_tokens" in batch:
+            return channels, batch["image_tokens"].astype(jnp.float32)
+        if self.image_config is None:
+            return channels, None
+        return channels, image_tokens(self.image_config, frozen["image"], batch["pixels"])
+
     def _clip_losses(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -195,11 +215,13 @@ class DiTTask:
         held = levels == 0
         noise = jax.random.normal(noise_key, clean.shape)
         x = add_noise(clean, noise, levels)
+        channels, tokens = self._seen(frozen, batch)
         prediction = DiT(self.config, self.dtype, self.remat).apply(
             self._variables(params, frozen),
-            x,
+            x if channels is None else jnp.concatenate([x, channels], axis=-1),
             told_levels(levels, self.settings.get("level_grid")),
             self._text(params, frozen, batch),
+            *(() if tokens is None else (tokens,)),
         )
         is_clean = self.config.prediction == "clean"
         target = clean if is_clean else noise - clean
@@ -269,11 +291,17 @@ class DiTTask:
         clips = next(iter(batch.values())).shape[0]
         tokens = int(np.prod(self.config.grid((frames, *sides))))
         words = (batch["tokens"] if "tokens" in batch else batch["text"]).shape[1]
-        every = flops(self.config, tokens, words, frames)
+        seen = self._image_tokens()
+        every = flops(self.config, tokens, words, frames, seen)
         if self.adapters is None:
             return 3.0 * clips * every
         # Gradients of weights are those of adapters alone, which are small.
-        return clips * (2.0 * every + attention_flops(self.config, tokens, words))
+        return clips * (2.0 * every + attention_flops(self.config, tokens, words + seen))
+
+    def _image_tokens(self) -> int:
+        """How many the transformer reads of a clip."""
+        one = 0 if self.image_config is None else self.image_config.tokens
+        return self.config.image_positions or one
 
     def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
         if self.adapters is not None:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from sora_jax.diffusion.experts import EXPERTS, HIGH
 from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.image import ImageConfig
 from sora_jax.weights.model_folder import Part, find_model, load_description
 from sora_jax.weights.parts import has_two
 
@@ -46,16 +47,23 @@ def trained_part(config: ConfigDict) -> str:
     return EXPERTS[config.expert]
 
 
-def kept_parts(config: ConfigDict, part: str, dit: DiTConfig) -> dict[str, Part]:
-    """The other transformer of the model that a run trains one of, to be copied; none if it is one.
+def kept_parts(
+    config: ConfigDict, part: str, dit: DiTConfig, image: ImageConfig | None
+) -> dict[str, Part]:
+    """What a run's model has of that of `config.init` and the run leaves as it is, to be copied.
+
+    That is the other transformer where there are two, and the image encoder where there is one.
 
     Args:
       config: of the run.
       part: of `trained_part`.
-      dit: sizes of both.
+      dit: sizes of the transformers.
+      image: of the image encoder.
     """
-    if not config.expert:
-        return {}
-    other = next(name for name in EXPERTS.values() if name != part)
-    file = find_model(config.init) / f"{other}.safetensors"
-    return {other: Part(dataclasses.asdict(dit), file)}
+    sizes = {} if image is None else {"image": image}
+    if config.expert:
+        sizes[next(name for name in EXPERTS.values() if name != part)] = dit
+    return {
+        name: Part(dataclasses.asdict(one), find_model(config.init) / f"{name}.safetensors")
+        for name, one in sizes.items()
+    }

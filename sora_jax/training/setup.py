@@ -21,6 +21,7 @@ from sora_jax.training.captions import make_text, text_reading
 from sora_jax.training.clips import Data, make_data, option, read_buckets
 from sora_jax.training.dit_task import Adapters, DiTTask, NoiseConfig
 from sora_jax.training.expert import kept_parts, trained_part
+from sora_jax.training.images import image_reading, make_images
 from sora_jax.training.inherit import inherit
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.placement import BatchSplit
@@ -100,12 +101,13 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
             "noise level for each: make its first number 1"
         )
     trained_text = text.config if text.params is None else None
+    image, image_params = make_images(config, dit, buckets)
     adapters = None
     if config.lora.rank:
         adapters = make_adapters(config, dit, part, trained_text, workdir)
     start = None if adapters else start_of_dit(config.init, dit, trained_text, part)
     noise = from_settings(NoiseConfig, config.noise)
-    reading = text_reading(config, text.tokenizer)
+    reading = text_reading(config, text.tokenizer) | image_reading(config, dit, image)
     data = make_data(
         config,
         split,
@@ -120,6 +122,8 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
     (precomputed if config.data.latents else frozen).update(encoder)
     if text.params is not None:
         (precomputed if "text_length" in reading else frozen)["text"] = text.params
+    if image_params is not None:
+        frozen["image"] = image_params
     if adapters:
         frozen["dit"] = base_of_dit(config.init, dit, part)
     task = DiTTask(
@@ -138,7 +142,8 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
         precomputed=precomputed,
         adapters=adapters,
         part=part,
-        kept=kept_parts(config, part, dit),
+        kept=kept_parts(config, part, dit, image),
+        image_config=image,
     )
     for bucket in buckets:
         task.level_shares(vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)[:3])
