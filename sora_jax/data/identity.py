@@ -79,7 +79,7 @@ def image_identity(folder: str | Path, last: bool) -> dict[str, Any]:
     identity = {"last": last, "settings": settings, "sha256": None}
     if settings is not None:
         (weights,) = _files(folder, ("image.safetensors",), "the model folder is incomplete")
-        identity["sha256"] = _digest(weights)
+        identity["sha256"] = file_sha256(weights)
     return identity
 
 

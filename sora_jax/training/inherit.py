@@ -106,13 +106,13 @@ def _buckets(config: ConfigDict, vae: Mapping[str, Any]) -> tuple[tuple[int, int
     known = set(_names(VAEConfig))
     sizes = from_settings(VAEConfig, {name: value for name, value in vae.items() if name in known})
     stride = sizes.temporal_stride
-    lengths = {1, 1 + (frames - 1) // (2 * stride) * stride}
-    if config.dit.image_channels:
-        lengths.discard(1)
+    lengths = (1, 1 + (frames - 1) // (2 * stride) * stride, frames)
+    if config.dit.get("image_channels"):
+        lengths = tuple(length for length in lengths if length > 1)
     buckets = make_buckets(
         area=width * height,
         aspect_ratios=ASPECT_RATIOS,
-        frames=(*lengths, frames),
+        frames=lengths,
         multiple=sizes.spatial_stride * config.dit.patch[1],
         temporal=stride,
     )
