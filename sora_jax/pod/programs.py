@@ -28,7 +28,8 @@ from sora_jax.models.vae_clips import decode_clip
 from sora_jax.pod.sizes import Sizes
 from sora_jax.sharding import batch_sharding, tree_shardings
 from sora_jax.training.adversarial_task import AdversarialTask
-from sora_jax.training.dit_task import Adapters, DiTTask, NoiseConfig
+from sora_jax.training.dit_task import Adapters, DiTTask
+from sora_jax.training.levels import NoiseConfig
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.state import abstract_state, jit_train_step
 from sora_jax.training.vae_task import VAETask

@@ -14,7 +14,6 @@ from sora_jax.diffusion.experts import HIGH, inside, levels_of
 from sora_jax.diffusion.flow import (
     add_noise,
     draw_levels,
-    level_share,
     shift_levels,
     token_shift,
     told_levels,
@@ -26,6 +25,7 @@ from sora_jax.models.image_latents import places, see_frames, with_mask
 from sora_jax.models.lora import LoRAConfig, init_lora, scaled
 from sora_jax.models.text import TextConfig, TextEncoder, init_text
 from sora_jax.models.vae import VAEConfig, encode_frames
+from sora_jax.training.levels import NoiseConfig, level_shares
 from sora_jax.training.losses import flow_loss
 from sora_jax.training.state import Batch, Metrics
 from sora_jax.weights.lora import lora_to_diffusers
@@ -35,42 +35,6 @@ from sora_jax.weights.model_folder import Part, save_model
 # The first latent frame of a clip is one frame, and that of a window holds four, which the network
 # must see in it: that of a window never has a higher level in training.
 SHOWS_ITS_KIND = 0.7
-
-# Of the levels that are drawn, the least that one of two transformers may be asked at.
-LEAST_SHARE = 0.01
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseConfig:
-    """How training draws noise levels, and how sampling spaces them.
-
-    Attributes:
-      mean, std: of the logit of the level, before the shift.
-      shift, shift_tokens: the shift at that many tokens; it grows with their square root, or is the
-        same for all where `shift_tokens` is None.
-      floor: level from which on the loss of a clean prediction weighs 1 / level^2, and no more
-        below. A small model with little time learns more of what matters with a high one.
-
-    Raises:
-      ValueError: one but the mean is not positive.
-    """
-
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
-    shift_tokens: int | None = 100
-    floor: float = 0.05
-
-    def __post_init__(self):
-        for name in ("std", "shift", "shift_tokens", "floor"):
-            value = getattr(self, name)
-            if name == "shift_tokens" and value is None:
-                continue
-            if value is None or not value > 0:
-                raise ValueError(
-                    f"config.noise.{name}={value} must be positive, such as "
-                    f"{getattr(NoiseConfig, name)}"
-                )
 
 
 def draw_windows(key: jax.Array, latents: jax.Array, frames: int) -> jax.Array:
@@ -242,25 +206,10 @@ class DiTTask:
         return levels_of(self.part, boundary, self.settings.get("level_grid"))
 
     def level_shares(self, latent_shape: tuple[int, ...]) -> tuple[float, float]:
-        """Which of the levels that `noise` draws are trained at, see `flow.draw_levels`.
-
-        Raises:
-          ValueError: next to none of them is one that the transformer is asked at.
-        """
+        """Which of the levels that `noise` draws are trained at; raises as `levels` does."""
         if self._range is None:
             return 0.0, 1.0
-        noise, shift = self.noise, self._shift(latent_shape)
-        low, high = (
-            level_share(level, mean=noise.mean, std=noise.std, shift=shift) for level in self._range
-        )
-        if high - low < LEAST_SHARE:
-            raise ValueError(
-                f"config.noise with mean={noise.mean} and std={noise.std}, and a shift of "
-                f"{shift:.4g}, draws {100 * (high - low):.2g} % of its levels from "
-                f"{self._range[0]:g} to {self._range[1]:g}, where the transformer of "
-                f"config.expert is asked; move the mean, or widen it by std"
-            )
-        return low, high
+        return level_shares(self.noise, self._range, self._shift(latent_shape))
 
     def loss(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array

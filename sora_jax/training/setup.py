@@ -19,10 +19,11 @@ from sora_jax.models.vae import VAEConfig
 from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.captions import make_text, text_reading
 from sora_jax.training.clips import Data, make_data, option, read_buckets
-from sora_jax.training.dit_task import Adapters, DiTTask, NoiseConfig
+from sora_jax.training.dit_task import Adapters, DiTTask
 from sora_jax.training.expert import kept_parts, trained_part
 from sora_jax.training.images import image_reading, make_images
 from sora_jax.training.inherit import inherit
+from sora_jax.training.levels import NoiseConfig
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.placement import BatchSplit
 from sora_jax.training.remote import Folder, is_remote, remote_folder

@@ -121,7 +121,7 @@ def test_one_of_two_transformers_sees_the_noise_that_it_will(
         ({"expert": "low", "patterns.staircase": 0.5}, "config.patterns.staircase=0.5 shows"),
         (
             {"expert": "low", "noise.mean": 9.0},
-            r"draws 0 % of its levels from 0 to 0.875, .* move the mean, or widen it by std",
+            r"draws 0.00% of its levels from 0 to 0.875, .* move the mean, or widen it by std",
         ),
     ],
 )
