@@ -69,8 +69,11 @@ def test_one_of_two_transformers_learns_and_the_other_is_copied(experts, latents
         assert (one.read_bytes() == other.read_bytes()) == same
     before, after = sora_jax.load(experts), sora_jax.load(tmp_path)
     assert after.settings == dataclasses.replace(before.settings, fps=8.0)
-    # A run of the other may begin with that.
-    make_task(make_config(tmp_path, expert="low"), tmp_path / "next")
+    # A run of the other may begin with that, on the same latents.
+    made_with = {"vae": str(experts), "text_encoder": str(experts)}
+    config = make_config(tmp_path, "full", expert="low", **made_with, **latents)
+    start = make_task(config, tmp_path / "next").start["dit"]
+    assert are_equal(start, before.params["dit_low"])
 
 
 def test_adapters_of_one_of_two_transformers_go_on_bit_for_bit(experts, latents, tmp_path):
