@@ -154,7 +154,7 @@ def test_a_mesh_changes_no_gradient_of_adapters(model, tmp_path):
             found.append(step(params, frozen, place_batch(batch, mesh), jax.random.key(3))[0])
     for one, split in zip(*map(jax.tree.leaves, found), strict=True):
         assert np.abs(one).max() > 0
-        np.testing.assert_allclose(split, one, rtol=0, atol=2e-5 * np.abs(one).max())
+        np.testing.assert_allclose(split, one, rtol=0, atol=1e-4 * np.abs(one).max())
 
 
 def test_adapters_go_on_bit_for_bit_and_image_tokens_have_some(model, latents, tmp_path):
