@@ -53,6 +53,9 @@ LORA = flags.DEFINE_string(
     None,
     "File of adapters for the model, or a folder that has one, see docs/finetuning.md.",
 )
+LORA_LOW = flags.DEFINE_string(
+    "lora_low", None, "The same for the second of two transformers, for low noise."
+)
 SIZE = flags.DEFINE_string("size", None, "WIDTHxHEIGHT in pixels.")
 FRAMES = flags.DEFINE_integer("frames", None, "Number of frames, 1 + 4k.")
 SECONDS = flags.DEFINE_float("seconds", None, "Duration, instead of --frames.")
@@ -254,7 +257,11 @@ def run():
     task = check_inputs()
     keyframes = parse_keyframes()
     model = sora_jax.load(
-        CHECKPOINT.value, dtype=DTYPE.value, lora=LORA.value, in_turn=IN_TURN.value
+        CHECKPOINT.value,
+        dtype=DTYPE.value,
+        lora=LORA.value,
+        lora_low=LORA_LOW.value,
+        in_turn=IN_TURN.value,
     )
     images = [IMAGE.value] if IMAGE.value is not None else [path for _, path in keyframes]
     files = [*VIDEO.value, *images]

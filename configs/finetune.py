@@ -17,6 +17,8 @@ their memory on every device.
 A model that only makes videos from text learns to go on from given frames by the patterns:
 --config.patterns.none=0.5 --config.patterns.first_frame=0.3 --config.patterns.prefix=0.2
 
+Of a model of two transformers, Wan 2.2 A14B, a run trains one: --config.expert=high or low.
+
 What to expect, measured with the model that ships, is in docs/finetuning.md.
 """
 

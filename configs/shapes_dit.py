@@ -95,6 +95,7 @@ def get_config(stage="clips"):
 
     config.vae = "runs/shapes_vae/model"
     config.init = ""  # a model folder whose transformer, text encoder and tokenizer to start from
+    config.expert = ""  # of two transformers the one to train: "high" or "low", for that noise
     # With a rank, adapters for the transformer of `config.init` are trained, and nothing else.
     config.lora = ConfigDict({"rank": 0, "alpha": 16.0})
     config.lora.targets = ("self_attention", "cross_attention", "mlp")

@@ -15,8 +15,8 @@ from sora_jax.diffusion.solvers import Last, Step, limit_range, solve
 from sora_jax.models.dit import DiT
 from sora_jax.models.dit_blocks import Text
 from sora_jax.models.dit_config import DiTConfig, flops
-from sora_jax.models.image import ImageConfig, ImageEncoder
-from sora_jax.models.pixels import to_float
+from sora_jax.models.image import ImageConfig, image_tokens
+from sora_jax.models.image_latents import encode_images, with_mask
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.text_reader import TextReader
 from sora_jax.models.vae import VAEConfig
@@ -52,8 +52,8 @@ def compute_dtype(params: Any) -> jnp.dtype:
 
 @functools.partial(jax.jit, static_argnames="config")
 def look(params: Any, pixels: jax.Array, *, config: ImageConfig) -> jax.Array:
-    """Image tokens [n, M, D] of pixels [n, side, side, 3], see `models.image.prepare`."""
-    return ImageEncoder(config).apply({"params": params}, pixels)[0]
+    """Image tokens [1, n M, D] of pixels [n, side, side, 3], see `models.image_pixels.prepare`."""
+    return image_tokens(config, params, pixels[None])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "at", "frames"))
@@ -69,9 +69,6 @@ def lay_images(
 ) -> jax.Array:
     """What a transformer sees beside the noise of images in a clip: [1, T, h, w, mask + C].
 
-    The mask says of every frame of a latent frame whether it is an image, of the first, which is
-    alone, as often as of the others. Latents are those of a clip of these images and grey frames.
-
     Args:
       params: of the VAE.
       images: uint8 [n, H, W, 3].
@@ -80,15 +77,8 @@ def lay_images(
       at: frames where the images are.
       frames: of the clip.
     """
-    places = jnp.array(at)
-    clip = jnp.zeros((1, frames, *images.shape[1:])).at[0, places].set(to_float(images))
-    latents = encode_clip(config, params, clip, mean, std)
-    stride = config.temporal_stride
-    given = jnp.zeros(frames).at[places].set(1.0)
-    mask = jnp.concatenate([jnp.repeat(given[:1], stride), given[1:]])
-    shape = (*latents.shape[:4], stride)
-    mask = jnp.broadcast_to(mask.reshape(1, shape[1], 1, 1, stride), shape)
-    return jnp.concatenate([mask, latents], axis=-1)
+    where = {"at": at, "frames": frames}
+    return with_mask(encode_images(config, params, images[None], mean, std, **where), **where)
 
 
 class Seen(NamedTuple):

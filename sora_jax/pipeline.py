@@ -20,7 +20,8 @@ from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.diffusion.solvers import SOLVERS, nothing_yet, schedule, set_off
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit_config import DiTConfig
-from sora_jax.models.image import ImageConfig, prepare
+from sora_jax.models.image import ImageConfig
+from sora_jax.models.image_pixels import prepare
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig, denormalise
 from sora_jax.progress import Progress
@@ -29,12 +30,7 @@ from sora_jax.weights.in_turn import InTurn
 from sora_jax.weights.lora import check_lora, merge_lora
 from sora_jax.weights.lora_folder import take_adapters
 from sora_jax.weights.model_folder import find_model
-from sora_jax.weights.parts import (
-    check_fit,
-    check_one_transformer,
-    check_vocabulary,
-    open_parts,
-)
+from sora_jax.weights.parts import check_adapted, check_fit, check_vocabulary, open_parts
 from sora_jax.weights.tensor_files import as_dtype
 from sora_jax.weights.wan_settings import OWN_SETTINGS
 
@@ -303,7 +299,7 @@ class Model:
         if self.image_config is not None:
             pixels = np.stack([prepare(images[frame], self.image_config) for frame in at])
             tokens = generation.look(self.params["image"], pixels, config=self.image_config)
-            tokens = self._finish(tokens.reshape(1, -1, tokens.shape[-1]))
+            tokens = self._finish(tokens)
         channels = generation.lay_images(
             self.params["vae"],
             np.stack([images[frame] for frame in at]),
@@ -356,6 +352,7 @@ def load(
     *,
     dtype: str = "float32",
     lora: str | pathlib.Path | None = None,
+    lora_low: str | pathlib.Path | None = None,
     in_turn: bool = False,
 ) -> Model:
     """The model of a folder or of the Hugging Face Hub; the shipped one if None.
@@ -368,7 +365,9 @@ def load(
         encoder and the transformer compute in bfloat16 where they are held so, or in int8, and
         else in float32; the VAE, latents and the solver in float32 always.
       lora: a file of adapters, or a folder that has one, which are added to the transformer, see
-        docs/finetuning.md. The work folder of a LoRA run as `source` has its own.
+        docs/finetuning.md; of two transformers, to that for high noise. The work folder of a LoRA
+        run as `source` has its own.
+      lora_low: the same for the second of two transformers, for low noise.
       in_turn: whether the text encoder, the transformer and the VAE are read only when they are
         needed, and only one of them is in memory at a time.
 
@@ -378,14 +377,14 @@ def load(
     """
     kept = as_dtype(dtype)
     folder = find_model(PRETRAINED if source is None else fetch(source))
-    folder, lora, adapted = take_adapters(folder, lora)
+    folder, adapters, adapted = take_adapters(folder, lora, lora_low)
     parts = open_parts(folder, kept)
-    if lora is not None:
-        check_one_transformer(folder, parts, lora)
-        check_lora(lora, parts.configs["dit"])
+    check_adapted(folder, parts, adapters)
+    for part, file in adapters.items():
+        check_lora(file, parts.configs[part])
         if kept == np.int8:
             raise ValueError(
-                f"the adapters of {lora} cannot be added to parameters in int8; write a model with "
+                f"the adapters of {file} cannot be added to parameters in int8; write a model with "
                 "them first: sora_jax.weights export --lora, of an open model after import"
             )
     tokenizer = Tokenizer.from_file(parts.tokenizer)
@@ -400,10 +399,10 @@ def load(
     )
 
     def read(part: str) -> Any:
-        if lora is None or part != "dit":
+        if part not in adapters:
             return parts.load(part, jax.device_put)
         params = parts.load(part, lambda x: x)
-        merge_lora(params, lora, parts.configs[part])
+        merge_lora(params, adapters[part], parts.configs[part])
         return jax.device_put(params)
 
     return Model(

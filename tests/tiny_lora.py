@@ -12,9 +12,9 @@ from sora_jax.models.lora import LoRAConfig, init_lora
 LORA = LoRAConfig(rank=3, alpha=5.0)
 
 
-def draw_adapters(lora=LORA, seed=2):
+def draw_adapters(lora=LORA, seed=2, config=DIT_CONFIG):
     """Adapters none of which is zero."""
-    shapes = jax.eval_shape(lambda key: init_lora(DIT_CONFIG, lora, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_lora(config, lora, key), jax.random.key(0))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), nn.unbox(shapes))
 

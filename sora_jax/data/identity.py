@@ -61,6 +61,47 @@ def text_identity(
     }
 
 
+def image_identity(folder: str | Path, last: bool) -> dict[str, Any]:
+    """What tells what a model sees of images in a clip from what others do, besides its VAE.
+
+    Args:
+      folder: model folder.
+      last: whether it sees the last frame of a clip as well as the first.
+
+    Raises:
+      FileNotFoundError, ValueError: it is no model folder, or lacks the encoder that it names.
+    """
+    (description,) = _files(folder, ("model.json",), "give a model folder")
+    try:
+        settings = json.loads(description.read_text(encoding="utf-8"))["parts"].get("image")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{description} describes no model") from error
+    identity = {"last": last, "settings": settings, "sha256": None}
+    if settings is not None:
+        (weights,) = _files(folder, ("image.safetensors",), "the model folder is incomplete")
+        identity["sha256"] = file_sha256(weights)
+    return identity
+
+
+def check_images(path: str | Path, folder: str | Path, last: bool) -> None:
+    """Refuses latents that hold no images for a model that sees some, or other ones.
+
+    Args:
+      path: folder of the latents.
+      folder, last: see `image_identity`.
+
+    Raises:
+      FileNotFoundError, ValueError: they do not belong together, or one of them is missing.
+    """
+    made_by, images = read_description(path).get("images"), image_identity(folder, last)
+    if made_by != images:
+        what = "no images" if made_by is None else "images for another model"
+        raise ValueError(
+            f"the latents in {path} hold {what}, and that of {folder} sees images beside the "
+            f"noise: make them again with config.init={folder}: {COMMAND}..."
+        )
+
+
 def has_text(path: str | Path) -> bool:
     """Whether the latents in `path` have text features; raises as `read_description` does."""
     return read_description(path).get("text_encoder") is not None

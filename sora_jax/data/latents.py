@@ -9,6 +9,10 @@ latents.json, which names the VAE, and shapes_SPLIT.npy, the shapes of the recor
 Where a frozen text encoder read the captions too, a record has its features of each caption, `text`
 float16 [l, D] up to the caption's end, and empty_text.npy has those of the empty caption.
 
+Where the transformer sees images beside the noise, a record has what it sees of the clip's own:
+`image_latents` float16 [T, h, w, C] (see `sora_jax.models.image_latents`) and, if it reads image
+tokens, `image_tokens` float16 [M, D].
+
 `tfds.builder_from_directory(FOLDER).as_data_source(SPLIT)` reads it too. TensorFlow is not needed.
 """
 
@@ -31,12 +35,14 @@ from sora_jax.data.identity import COMMAND, DESCRIPTION, FORMAT, read_descriptio
 from sora_jax.data.source import ClipSource
 
 EMPTY_TEXT = "empty_text.npy"
+IMAGES = ("image_latents", "image_tokens")  # of a record, see above
 
 
 class Record(NamedTuple):
     """One clip: latents [T, h, w, C], the bucket it was read at, and where it is from.
 
-    `text` has features [l, D] of each caption, or nothing where there is no frozen text encoder.
+    `text` has features [l, D] of each caption, or nothing where there is no frozen text encoder;
+    `images` the arrays by name of what the transformer sees of images, if it sees any.
     """
 
     latents: np.ndarray
@@ -46,6 +52,7 @@ class Record(NamedTuple):
     clip: int
     draw: int
     text: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray] = {}
 
 
 # Of each split its files, each as a function that gives the records when it is called.
@@ -58,6 +65,7 @@ def write_latents(
     channels: int,
     description: Mapping[str, Any],
     empty_text: np.ndarray | None = None,
+    image_width: int | None = None,
 ) -> None:
     """Builds beside `output`, and moves the result there when it is whole.
 
@@ -68,6 +76,8 @@ def write_latents(
       description: JSON values for latents.json, which is written last: `vae` and `text_encoder`
         (see `sora_jax.data.identity`), `fps` and what is worth knowing.
       empty_text: features [l, D] of the empty caption; None for records without text features.
+      image_width: of image tokens; 0 for image latents without tokens, None for records without
+        images.
 
     Raises:
       FileExistsError: there is something at `output`.
@@ -79,7 +89,7 @@ def write_latents(
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.building-", dir=output.parent))
     try:
         text_width = None if empty_text is None else empty_text.shape[1]
-        builder = _Builder(shards, channels, text_width, work)
+        builder = _Builder(shards, channels, text_width, image_width, work)
         with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
             builder.download_and_prepare()
         built = Path(builder.data_dir)
@@ -114,10 +124,18 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     code_path = None  # TFDS would look there for checksums of downloads
     name = "latents"
 
-    def __init__(self, shards: Shards, channels: int, text_width: int | None, folder: Path):
+    def __init__(
+        self,
+        shards: Shards,
+        channels: int,
+        text_width: int | None,
+        image_width: int | None,
+        folder: Path,
+    ):
         self._shards = shards
         self._channels = channels
         self._text_width = text_width
+        self._image_width = image_width
         self.shapes = {split: [[] for _ in files] for split, files in shards.items()}
         super().__init__(data_dir=folder, file_format="array_record")
 
@@ -141,6 +159,12 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 shape=(None, self._text_width), dtype=np.float16, encoding="bytes"
             )
             features["text"] = {kind: of_one for kind in KINDS}
+        if self._image_width is not None:
+            features["image_latents"] = latents
+        if self._image_width:
+            features["image_tokens"] = tfds.features.Tensor(
+                shape=(None, self._image_width), dtype=np.float16, encoding="bytes"
+            )
         return tfds.core.DatasetInfo(
             builder=self,
             description="Captioned latents of clips, written by sora_jax.data.precompute.",
@@ -176,6 +200,7 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 example["text"] = {
                     kind: np.asarray(record.text.get(kind, none), np.float16) for kind in KINDS
                 }
+            example |= {name: np.asarray(x, np.float16) for name, x in record.images.items()}
             yield f"{record.clip}_{record.draw}", example
 
 
@@ -187,6 +212,7 @@ class LatentDataset(ClipSource):
       split: "train" or "validation".
       text_length: rows of the text features that `read` gives, zeros after a caption's end; None to
         read no text features.
+      images: whether `read` gives what the transformer sees of images.
 
     Attributes:
       fps: frame rate of the clips that were encoded.
@@ -197,8 +223,15 @@ class LatentDataset(ClipSource):
       ValueError: `path` has no such split, no text features that are asked for, or is damaged.
     """
 
-    def __init__(self, path: str | Path, split: str = "train", *, text_length: int | None = None):
-        self.path, self.split = Path(path), split
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        *,
+        text_length: int | None = None,
+        images: bool = False,
+    ):
+        self.path, self.split, self._images = Path(path), split, images
         self._text_length = text_length
         self._records = None
         self.fps = float(read_description(self.path)["fps"])
@@ -266,6 +299,7 @@ class LatentDataset(ClipSource):
         """Latents float32 [T, h, w, C], captions and, if asked for, text features of each.
 
         Features are float16 [text_length, D] by kind; the kind "" has those of the empty caption.
+        What there is of images, if it is asked for, is float16.
         `rng` is not used: the crops are made.
         """
         made = Bucket(*map(int, self.shapes[index]))
@@ -280,6 +314,8 @@ class LatentDataset(ClipSource):
         if self._text_length is not None:
             text = {kind: self._pad(record["text"][kind]) for kind in captions}
             clip["text"] = {**text, "": self._empty_text}
+        if self._images:
+            clip |= {name: record[name] for name in IMAGES if name in record}
         return clip
 
 

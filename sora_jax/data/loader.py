@@ -136,6 +136,7 @@ def make_loader(
     tokenize: Callable[[str], np.ndarray] | None = None,
     caption_weights: Mapping[str, float] | None = None,
     caption_dropout: float = 0.0,
+    look: Callable[[np.ndarray], np.ndarray] | None = None,
     seed: int = 0,
     shuffle: bool = True,
     epochs: int | None = None,
@@ -163,6 +164,8 @@ def make_loader(
         text features, which are then taken instead.
       caption_weights: for each kind of caption how often it is chosen, among the kinds a clip has.
       caption_dropout: how often the caption is replaced by the empty one.
+      look: frames [F, H, W, 3] of a clip to what an image encoder takes of them; None for batches
+        without that.
       seed: of the order, the crops and the captions.
       shuffle: False gives the clips of each bucket in their order, for evaluation.
       epochs: None for no end. Else the last batch of each bucket is filled up with clips that are
@@ -177,7 +180,8 @@ def make_loader(
     Returns:
       A loader of dicts: `frames` uint8 [b, F, H, W, 3] or `latents` [b, T, h, w, C], and `tokens`
       int32 [b, L] if `tokenize` is given or `text` [b, L, D] if the source has features, where
-      b = batch_size(bucket) * len(parts) / part_count.
+      b = batch_size(bucket) * len(parts) / part_count. With `look` there are `pixels`, and whatever
+      else the source gives of images.
 
     Raises:
       ValueError: an argument out of range, or no clip fits any bucket.
@@ -227,7 +231,7 @@ def make_loader(
         if shuffle:
             stream = Shuffle(stream, order_seed)
         # The random map is seeded by the place in the stream: it must come before HostShare.
-        reader = Reader(source, clips, bucket, tokenize, weights, caption_dropout)
+        reader = Reader(source, clips, bucket, tokenize, weights, caption_dropout, look)
         stream = stream.random_map(reader, seed=read_seed)
         stream = HostShare(stream.repeat(), size, parts, part_count)
         streams.append(stream.batch(size // part_count * len(parts), batch_fn=stack))

@@ -6,8 +6,9 @@ python -m sora_jax.data.precompute --config=configs/NAME.py --output=FOLDER [--p
 Takes the config of a transformer: its clips, its buckets and the VAE that `config.vae` names. Each
 clip is read at its bucket's exact shape, once for each pass: every pass draws another crop and
 start time (validation has one pass). If `config.text_encoder` names a frozen text encoder, its
-features of the captions are written too. Training takes them with --config.data.latents=FOLDER. The
-output appears whole or not at all. Clips that cannot be read are reported and left out.
+features of the captions are written too; if the transformer of `config.init` sees images beside the
+noise, so is what it sees of each clip's own. Training takes them with --config.data.latents=FOLDER.
+The output appears whole or not at all. Clips that cannot be read are reported and left out.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -29,10 +30,11 @@ from sora_jax import command
 from sora_jax.buckets import Bucket
 from sora_jax.data.captions import KINDS
 from sora_jax.data.folder import ClipDataset
-from sora_jax.data.identity import text_identity, vae_identity
+from sora_jax.data.identity import image_identity, text_identity, vae_identity
 from sora_jax.data.latents import Record, check_output, write_latents
 from sora_jax.data.precompute_plan import Batch, check_distinct, choose, make_batches, make_files
 from sora_jax.data.source import ClipSource
+from sora_jax.models.dit_config import DiTConfig
 from sora_jax.progress import Progress
 from sora_jax.training.clips import make_source, option, read_buckets
 from sora_jax.training.frozen import (
@@ -40,11 +42,15 @@ from sora_jax.training.frozen import (
     Encoder,
     load_text_encoder,
     make_frame_encoder,
+    make_image_reader,
     to_half,
 )
+from sora_jax.training.images import make_images, make_look
 from sora_jax.training.inherit import inherit
 from sora_jax.training.setup import DTYPES
-from sora_jax.weights.parts import load_vae
+from sora_jax.weights.model_folder import find_model
+from sora_jax.weights.parts import LoadedVAE, load_vae
+from sora_jax.weights.settings import from_settings
 
 SPLITS = ("train", "validation")
 _AHEAD = 4  # batches read at the same time and held ready
@@ -79,6 +85,8 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     made_with, vae = _load(vae_identity, load_vae, config.vae)
     text_made_with, text = _load_text(config) if config.text_encoder else (None, None)
     buckets = read_buckets(config.data)
+    sees = config.get("dit", {}).get("image_channels")
+    images = _load_images(config, vae, buckets) if sees else None
     for bucket in buckets:
         vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
     check_distinct(buckets)
@@ -86,14 +94,15 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     def clip_bytes(bucket: Bucket) -> int:
         shape = vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
         text_numbers = len(KINDS) * text.length * text.width if text else 0
-        return 2 * (int(np.prod(shape)) + text_numbers)
+        image_numbers = int(np.prod(shape)) + images.token_numbers if images else 0
+        return 2 * (int(np.prod(shape)) + text_numbers + image_numbers)
 
     bar = Progress("encoded", "clip")
     encode = make_frame_encoder(vae, option(config, "dtype", DTYPES))
     splits = []
     for number, split in enumerate(SPLITS):
         source = make_source(config.data, buckets, held_out=split == "validation")
-        splits.append(_Split(split, source, (config.seed, number), encode, text, bar))
+        splits.append(_Split(split, source, (config.seed, number), encode, text, images, bar))
     shards = {}
     for each in splits:
         repeats = passes if each.name == "train" else 1
@@ -105,6 +114,7 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     description = {
         "vae": made_with,
         "text_encoder": text_made_with,
+        "images": images.made_with if images else None,
         "fps": float(splits[0].source.fps),
         "seed": config.seed,
         "passes": passes,
@@ -113,7 +123,10 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     }
     with bar:
         empty_text = text.empty() if text else None
-        write_latents(output, shards, vae.config.latent_channels, description, empty_text)
+        image_width = images.width if images else None
+        write_latents(
+            output, shards, vae.config.latent_channels, description, empty_text, image_width
+        )
     return description
 
 
@@ -136,6 +149,39 @@ def _load_text(config: ConfigDict) -> tuple[dict[str, Any], CaptionEncoder]:
     return identity, CaptionEncoder(parts, length, option(config, "dtype", DTYPES))
 
 
+class _Images(NamedTuple):
+    """How images are read and encoded.
+
+    Attributes:
+      made_with: identity of what sees them.
+      read: frames [F, H, W, 3] of a clip to the pixels of the image encoder; None without one.
+      encode: see `make_image_reader`.
+      width: of image tokens, 0 without.
+      token_numbers: of a clip.
+    """
+
+    made_with: dict[str, Any]
+    read: Callable[[np.ndarray], np.ndarray] | None
+    encode: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+    width: int
+    token_numbers: int
+
+
+def _load_images(config: ConfigDict, vae: LoadedVAE, buckets: Sequence[Bucket]) -> _Images:
+    """What the transformer of `config.init` sees of images."""
+    known = {field.name for field in dataclasses.fields(DiTConfig)}
+    said = {name: value for name, value in config.dit.items() if name in known}
+    dit = from_settings(DiTConfig, {**said, "latent_channels": vae.config.latent_channels})
+    last, folder = bool(dit.image_positions), find_model(config.init)
+    sizes, params = make_images(config, dit, buckets)
+    reader = make_image_reader(dit, vae, sizes, params, option(config, "dtype", DTYPES))
+    identity = image_identity(folder, last)
+    if sizes is None:
+        return _Images(identity, None, reader, 0, 0)
+    numbers = (1 + last) * sizes.tokens * sizes.width
+    return _Images(identity, make_look(sizes, last), reader, sizes.width, numbers)
+
+
 @dataclasses.dataclass
 class _Split:
     """Reads and encodes the clips of a split; `unreadable` collects what failed, and why."""
@@ -145,24 +191,26 @@ class _Split:
     seed: tuple[int, int]
     encode: Encoder
     text: CaptionEncoder | None
+    images: _Images | None
     bar: Progress
     unreadable: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def records(self, batches: Sequence[Batch]) -> Iterator[Record]:
         """What can be read of the batches, in their order."""
         pending = None
-        for batch, frames, records in self._read_ahead(batches):
+        for batch, arrays, records in self._read_ahead(batches):
             self.bar.advance(len(batch.clips))
             if not records:
                 continue
-            # Both return before they are done.
-            latents = self.encode(frames)
+            # All return before they are done.
+            latents = self.encode(arrays["frames"])
             text = None
             if self.text:
                 text = self.text.start([record.captions for record in records], batch.size)
+            images = self.images.encode(arrays) if self.images else {}
             if pending:
                 yield from self._done(*pending)
-            pending = records, latents, text
+            pending = records, latents, text, images
         if pending:
             yield from self._done(*pending)
 
@@ -171,20 +219,27 @@ class _Split:
         records: Sequence[Record],
         latents: jax.Array,
         text: tuple[np.ndarray, jax.Array] | None,
+        images: dict[str, jax.Array],
     ) -> Iterator[Record]:
         texts = self.text.finish(*text) if text else [{}] * len(records)
-        for record, one, features in zip(records, np.asarray(latents), texts):
-            half = to_half(one, "VAE", f"clip {record.clip} of {self.name}")
-            yield record._replace(latents=half, text=features)
+        seen = {name: np.asarray(x) for name, x in images.items()}
+        for row, (record, one, features) in enumerate(zip(records, np.asarray(latents), texts)):
+            of = f"clip {record.clip} of {self.name}"
+            half = to_half(one, "VAE", of)
+            shown = {name: to_half(x[row], "image encoder", of) for name, x in seen.items()}
+            yield record._replace(latents=half, text=features, images=shown)
 
     def _read_ahead(
         self, batches: Sequence[Batch]
-    ) -> Iterator[tuple[Batch, np.ndarray, list[Record]]]:
-        """Batches with frames uint8 [size, F, H, W, 3], whose first are those of the records."""
+    ) -> Iterator[tuple[Batch, dict[str, np.ndarray], list[Record]]]:
+        """Batches with `frames` uint8 [size, F, H, W, 3], whose first are those of the records.
+
+        With an image encoder there are `pixels` of them too.
+        """
         options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
         reading = iter(grain.MapDataset.source(batches).map(self._read).to_iter_dataset(options))
         try:
-            for batch, frames, records, failed in reading:
+            for batch, arrays, records, failed in reading:
                 for failure in failed:
                     self.unreadable.append(failure)
                     if len(self.unreadable) <= _LISTED:
@@ -192,11 +247,13 @@ class _Split:
                             f"{self.name}: clip {failure['clip']} {failure['file_name']} cannot "
                             f"be read and is left out: {failure['reason']}"
                         )
-                yield batch, frames, records
+                yield batch, arrays, records
         finally:
             reading.close()
 
-    def _read(self, batch: Batch) -> tuple[Batch, np.ndarray, list[Record], list[dict[str, Any]]]:
+    def _read(
+        self, batch: Batch
+    ) -> tuple[Batch, dict[str, np.ndarray], list[Record], list[dict[str, Any]]]:
         bucket = batch.bucket
         frames = np.zeros((batch.size, bucket.frames, bucket.height, bucket.width, 3), np.uint8)
         records, failed = [], []
@@ -213,7 +270,10 @@ class _Split:
                 failed.append({"clip": clip, "file_name": name, "reason": reason})
                 continue
             records.append(Record(None, bucket, read["captions"], name, clip, draw, {}))
-        return batch, frames, records, failed
+        arrays = {"frames": frames}
+        if self.images and self.images.read:
+            arrays["pixels"] = np.stack([self.images.read(each) for each in frames])
+        return batch, arrays, records, failed
 
 
 def main(argv: Sequence[str]) -> None:

@@ -21,7 +21,8 @@ class Reader:
     """Reads one clip of a bucket and chooses its caption's tokens or features: grain's random map.
 
     A call takes the clip's position among the bucket's clips and returns its arrays, the clips that
-    failed before it with their errors, and 1 if it has no caption of a wanted kind, else 0.
+    failed before it with their errors, and 1 if it has no caption of a wanted kind, else 0. With
+    `look` the arrays have `pixels` too, what that makes of the frames.
 
     Raises:
       ValueError: many clips in a row cannot be read.
@@ -35,7 +36,9 @@ class Reader:
         tokenize: Callable[[str], np.ndarray] | None,
         caption_weights: Mapping[str, float],
         caption_dropout: float,
+        look: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
+        self._look = look
         self._source = source
         self._clips = clips
         self._bucket = bucket
@@ -79,6 +82,8 @@ class Reader:
                     self._source.read(index, self._bucket, np.random.default_rng((key, attempt)))
                 )
                 self._check(clip)
+                if self._look is not None:
+                    clip["pixels"] = self._look(clip["frames"])
                 return clip, failures
             except Exception as error:  # whatever a decoder makes of damaged bytes
                 failures.append((index, f"{type(error).__name__}: {error}"))

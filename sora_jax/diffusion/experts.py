@@ -4,6 +4,7 @@ The schedule decides which of the two a step asks. Each has a stretch of it, one
 that no more than one of them is needed at a time.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ from sora_jax.diffusion.settings import ModelSettings
 
 # Parts of a model: the only transformer, or that for high noise; and that for low noise.
 HIGH, LOW = "dit", "dit_low"
+# What a run calls the one that it trains.
+EXPERTS = {"high": HIGH, "low": LOW}
 
 
 class Stretch(NamedTuple):
@@ -60,3 +63,26 @@ def split(levels: jax.Array | np.ndarray, settings: ModelSettings) -> list[Stret
         Stretch(LOW, levels[count:], settings.guidance.at_low_noise()),
     ]
     return [stretch for stretch in stretches if len(stretch.levels) > 1]
+
+
+def levels_of(part: str, boundary: float, level_grid: int | None) -> tuple[float, float]:
+    """Levels that a network of two is asked at: from the first, below the second.
+
+    The network for high noise is asked at 1 too.
+
+    Args:
+      part: HIGH or LOW.
+      boundary, level_grid: of the model, see `ModelSettings`.
+    """
+    if level_grid is not None:  # what is compared are levels as they are told
+        boundary = math.ceil(boundary * level_grid) / level_grid
+    return (boundary, 1.0) if part == HIGH else (0.0, boundary)
+
+
+def inside(low: float, high: float) -> tuple[np.float32, np.float32]:
+    """The lowest and the highest float32 level of a range of `levels_of`, for what is rounded."""
+    one = np.float32(1)
+    return (
+        np.nextafter(np.float32(low), one) if low > 0 else np.float32(0),
+        np.nextafter(np.float32(high), -one) if high < 1 else one,
+    )

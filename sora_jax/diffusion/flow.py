@@ -4,8 +4,14 @@ x_t = (1 - t) x_0 + t eps, with velocity v = dx_t/dt = eps - x_0 (rectified flow
 2210.02747). Levels t broadcast from [B, T] over the latents [B, T, h, w, C].
 """
 
+import math
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
+
+# Shares of the training levels that are drawn begin and end here: beyond, levels are almost 0 or 1.
+_FIRST, _LAST = 1e-4, 1 - 1e-4
 
 
 def expand(t: jax.Array, x: jax.Array) -> jax.Array:
@@ -52,10 +58,33 @@ def told_levels(t: jax.Array, grid: int | None) -> jax.Array:
     return t if grid is None else jnp.floor(t * grid) / grid
 
 
-def draw_levels(key: jax.Array, batch: int, *, mean: float, std: float) -> jax.Array:
-    """Training levels [B]: logit-normal, stratified over the batch so that each step sees all."""
+def draw_levels(
+    key: jax.Array,
+    batch: int,
+    *,
+    mean: float,
+    std: float,
+    shares: tuple[float, float] = (0.0, 1.0),
+) -> jax.Array:
+    """Training levels [B]: logit-normal, stratified over the batch so that each step sees all.
+
+    Args:
+      key: random key.
+      batch: B.
+      mean, std: of the logit of the level.
+      shares: of all levels in their order, those between which levels are drawn, see `level_share`.
+    """
     first, second = jax.random.split(key)
     offsets = jax.random.uniform(first, (batch,))
     quantiles = (jax.random.permutation(second, batch) + offsets) / batch
-    quantiles = jnp.clip(quantiles, 1e-4, 1 - 1e-4)
+    low, high = shares
+    quantiles = jnp.clip(low + (high - low) * quantiles, _FIRST, _LAST)
     return jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(quantiles))
+
+
+def level_share(level: float, *, mean: float, std: float, shift: float) -> float:
+    """The share of the levels of `draw_levels`, shifted, that are below one."""
+    t = level / (shift - (shift - 1) * level)  # before the shift
+    if not 0 < t < 1:
+        return float(t >= 1)
+    return NormalDist(mean, std).cdf(math.log(t / (1 - t)))

@@ -6,19 +6,16 @@ patch. The last block and the norm after it make the summary that CLIP itself co
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from sora_jax.models.attention import attend
 from sora_jax.models.layers import Dense, LayerNorm, patchify, scan_blocks
 from sora_jax.models.sizes import check_positive
 from sora_jax.sharding import constrain
-
-# Of what Pillow's resizing computes with: 8 bits of a pixel, 22 of a weight.
-_BITS = 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +93,9 @@ class Block(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Pixels of `prepare` [B, side, side, 3] to tokens [B, M, D] and a summary [B, D], float32.
+    """Pixels [B, side, side, 3] to tokens [B, M, D] and a summary [B, D], float32.
+
+    Pixels are those of `image_pixels.prepare`.
 
     Attributes:
       config: sizes.
@@ -129,47 +128,15 @@ def init_image(config: ImageConfig, key: jax.Array) -> dict:
     return ImageEncoder(config).init(key, jnp.zeros((1, config.side, config.side, 3)))["params"]
 
 
-def prepare(image: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """An image uint8 [H, W, 3] as the encoder takes it: float32 [side, side, 3].
+def image_tokens(config: ImageConfig, params: Any, pixels: jax.Array) -> jax.Array:
+    """What the transformer reads of the images of each clip: tokens [B, n M, D], float32.
 
-    The shorter side is brought to `side`, and what is then too much of the longer one cut off.
+    Args:
+      config: sizes.
+      params: of the encoder.
+      pixels: of `image_pixels.prepare`, [B, n, side, side, 3].
     """
-    side, (height, width) = config.side, image.shape[:2]
-    short = min(height, width)
-    image = resize(image, side * height // short, side * width // short)
-    top, left = ((size - side) // 2 for size in image.shape[:2])
-    image = image[top : top + side, left : left + side]
-    return (image / np.float32(255) - np.float32(config.mean)) / np.float32(config.std)
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic resizing of uint8 [H, W, 3], equal to Pillow's in every bit.
-
-    Like Pillow's it reads over a wider range where an image gets smaller, takes widths first,
-    rounds to 8 bits, and computes with whole numbers: float64 holds them exactly.
-    """
-    x = np.float64(image)
-    for axis, size in ((1, width), (0, height)):
-        if x.shape[axis] != size:
-            sums = np.tensordot(_weights(x.shape[axis], size), x, axes=(1, axis))
-            sums = np.clip(np.floor(sums / 2**_BITS + 0.5), 0, 255)
-            x = np.moveaxis(sums, 0, axis)
-    return x.astype(np.uint8)
-
-
-def _weights(size: int, new_size: int) -> np.ndarray:
-    """Of each old pixel in each new one, float64 [new, old], whole numbers that add to 2^22."""
-    factor = size / new_size
-    scale = max(factor, 1.0)
-    weights = np.zeros((new_size, size))
-    for i in range(new_size):
-        centre = (i + 0.5) * factor
-        # Pixels whose middle lies within two, of the wider scale, of the middle of the new one.
-        low = max(0, int(centre - 2 * scale + 0.5))
-        high = min(size, int(centre + 2 * scale + 0.5))
-        x = np.abs((np.arange(low, high) - centre + 0.5) / scale)
-        # The cubic of Keys (1981) with a = -0.5.
-        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-        row = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-        weights[i, low:high] = row / row.sum()
-    return np.trunc(weights * 2**_BITS + np.copysign(0.5, weights))
+    tokens, _ = ImageEncoder(config).apply(
+        {"params": params}, pixels.reshape(-1, *pixels.shape[2:])
+    )
+    return tokens.reshape(len(pixels), -1, tokens.shape[-1])

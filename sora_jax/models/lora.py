@@ -17,7 +17,7 @@ from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.sizes import abstract_params
 
-# What config.lora.targets may name, and the layers that each stands for.
+# What config.lora.targets may name, and the layers that each stands for where there are such.
 TARGETS = {
     "self_attention": tuple(
         f"blocks/self_attention/{name}" for name in ("query", "key", "value", "out")
@@ -26,6 +26,8 @@ TARGETS = {
         "blocks/cross_attention/query",
         "text_reader/blocks/key",
         "text_reader/blocks/value",
+        "text_reader/blocks/image_key",
+        "text_reader/blocks/image_value",
         "blocks/cross_attention/out",
     ),
     "mlp": ("blocks/mlp_in", "blocks/mlp_out"),
@@ -68,7 +70,7 @@ class LoRAConfig:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Paths of the layers with an adapter."""
+        """Paths of the layers with an adapter, some of which only some transformers have."""
         return tuple(module for name in TARGETS if name in self.targets for module in TARGETS[name])
 
 
@@ -82,7 +84,8 @@ def init_lora(config: DiTConfig, lora: LoRAConfig, key: jax.Array) -> dict[str, 
     """
     boxed = traverse_util.flatten_dict(abstract_params(init_dit, config), sep="/")
     adapters = {}
-    for module, own_key in zip(lora.modules, jax.random.split(key, len(lora.modules))):
+    modules = [module for module in lora.modules if f"{module}/kernel" in boxed]
+    for module, own_key in zip(modules, jax.random.split(key, len(modules))):
         kernel = boxed[f"{module}/kernel"]
         (layers, inputs, outputs), (_, before, after) = kernel.value.shape, kernel.names
         if lora.rank > min(inputs, outputs):

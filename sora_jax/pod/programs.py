@@ -17,7 +17,7 @@ from sora_jax.diffusion.guidance import Scales, tellings
 from sora_jax.diffusion.solvers import euler_step
 from sora_jax.generation import Program, Seen, generate, read
 from sora_jax.models.dit import init_dit
-from sora_jax.models.dit_config import flops
+from sora_jax.models.dit_config import DiTConfig, flops
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.lora import LoRAConfig
 from sora_jax.models.sizes import abstract_params
@@ -28,7 +28,8 @@ from sora_jax.models.vae_clips import decode_clip
 from sora_jax.pod.sizes import Sizes
 from sora_jax.sharding import batch_sharding, tree_shardings
 from sora_jax.training.adversarial_task import AdversarialTask
-from sora_jax.training.dit_task import Adapters, DiTTask, NoiseConfig
+from sora_jax.training.dit_task import Adapters, DiTTask
+from sora_jax.training.levels import NoiseConfig
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.state import abstract_state, jit_train_step
 from sora_jax.training.vae_task import VAETask
@@ -79,6 +80,7 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Any:
         settings={},
         precomputed=precomputed,
         adapters=adapters,
+        image_config=ImageConfig() if sizes.dit.image_width else None,
     )
 
 
@@ -141,10 +143,15 @@ def _seen(sizes: Sizes, everywhere: NamedSharding) -> tuple[Seen | None, int]:
     shape = (1, *sizes.latents[:3], dit.image_channels)
     channels = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
     if dit.image_width:
-        count = dit.image_positions or ImageConfig().tokens
+        count = _image_tokens(dit)
         shape = (1, count, dit.image_width)
         tokens = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
     return Seen(channels, tokens), count
+
+
+def _image_tokens(dit: DiTConfig) -> int:
+    """How many a transformer reads of a clip's images."""
+    return dit.image_positions or ImageConfig().tokens
 
 
 def vae_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:
@@ -194,13 +201,20 @@ def _batch(sizes: Sizes, mesh: Mesh, clips: int) -> dict[str, Any]:
         return {"frames": _frames(sizes, mesh, clips)}
     shape = (clips, *sizes.latents)
     latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(mesh, 5))
+    seen = {}
+    if sizes.dit.image_channels:
+        seen["image_latents"] = latents.update(dtype=jnp.float16)
+    if sizes.dit.image_width:
+        shape = (clips, _image_tokens(sizes.dit), sizes.dit.image_width)
+        sharding = batch_sharding(mesh, 3)
+        seen["image_tokens"] = jax.ShapeDtypeStruct(shape, jnp.float16, sharding=sharding)
     if sizes.frozen_text:
         shape = (clips, sizes.words, sizes.text.width)
         text = jax.ShapeDtypeStruct(shape, jnp.float16, sharding=batch_sharding(mesh, 3))
-        return {"latents": latents, "text": text}
+        return {"latents": latents, "text": text, **seen}
     shape = (clips, sizes.words)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, 2))
-    return {"latents": latents, "tokens": tokens}
+    return {"latents": latents, "tokens": tokens, **seen}
 
 
 def _frames(sizes: Sizes, mesh: Mesh, clips: int) -> jax.ShapeDtypeStruct:

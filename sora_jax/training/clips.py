@@ -58,6 +58,7 @@ def make_source(
     *,
     held_out: bool,
     text_length: int | None = None,
+    images: bool = False,
 ) -> ClipSource:
     """The clips of `data`: those of a dataset folder, or of the rendered world if it has none.
 
@@ -66,10 +67,11 @@ def make_source(
       buckets: shapes that the rendered world has.
       held_out: the clips that training never draws.
       text_length: tokens of the text features to read beside latents; None for none.
+      images: whether to read beside latents what the transformer sees of images.
     """
     split = "validation" if held_out else "train"
     if data.get("latents"):
-        latents = LatentDataset(data.latents, split, text_length=text_length)
+        latents = LatentDataset(data.latents, split, text_length=text_length, images=images)
         latents.check_buckets(buckets)
         return latents
     if data.folder:
@@ -97,6 +99,8 @@ def make_data(
     temporal: int,
     tokenize: Any = None,
     text_length: int | None = None,
+    look: Any = None,
+    images: bool = False,
 ) -> Data:
     """Loaders of this host, and a fixed set of held-out batches in memory.
 
@@ -105,7 +109,8 @@ def make_data(
       split: how devices share a batch.
       spatial, temporal: pixels of a side and frames that make one token.
       tokenize: caption to tokens, or None.
-      text_length: see `make_source`.
+      text_length, images: see `make_source`.
+      look: frames of a clip to what an image encoder takes of them, or None.
 
     Raises:
       ValueError, OSError: nothing to hold out, no clip for the buckets, or a batch that the
@@ -141,17 +146,19 @@ def make_data(
     common = {
         "batch_size": size,
         "tokenize": tokenize,
+        "look": look,
         "caption_weights": dict(data.caption_weights),
         "parts": split.parts,
         "part_count": split.ways,
         "workers": data.workers,
     }
-    source = make_source(data, buckets, held_out=False, text_length=text_length)
+    reading = {"text_length": text_length, "images": images}
+    source = make_source(data, buckets, held_out=False, **reading)
     loader = make_loader(
         source, buckets, seed=config.seed, caption_dropout=data.caption_dropout, **common
     )
     validation = make_loader(
-        make_source(data, buckets, held_out=True, text_length=text_length),
+        make_source(data, buckets, held_out=True, **reading),
         buckets,
         shuffle=False,
         epochs=1,

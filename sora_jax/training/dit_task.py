@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion.conditioning import draw_frame_levels
+from sora_jax.diffusion.experts import HIGH, inside, levels_of
 from sora_jax.diffusion.flow import (
     add_noise,
     draw_levels,
@@ -19,9 +20,12 @@ from sora_jax.diffusion.flow import (
 )
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.dit_config import DiTConfig, attention_flops, flops
+from sora_jax.models.image import ImageConfig, image_tokens
+from sora_jax.models.image_latents import places, see_frames, with_mask
 from sora_jax.models.lora import LoRAConfig, init_lora, scaled
 from sora_jax.models.text import TextConfig, TextEncoder, init_text
 from sora_jax.models.vae import VAEConfig, encode_frames
+from sora_jax.training.levels import NoiseConfig, level_shares
 from sora_jax.training.losses import flow_loss
 from sora_jax.training.state import Batch, Metrics
 from sora_jax.weights.lora import lora_to_diffusers
@@ -31,39 +35,6 @@ from sora_jax.weights.model_folder import Part, save_model
 # The first latent frame of a clip is one frame, and that of a window holds four, which the network
 # must see in it: that of a window never has a higher level in training.
 SHOWS_ITS_KIND = 0.7
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseConfig:
-    """How training draws noise levels, and how sampling spaces them.
-
-    Attributes:
-      mean, std: of the logit of the level, before the shift.
-      shift, shift_tokens: the shift at that many tokens; it grows with their square root, or is the
-        same for all where `shift_tokens` is None.
-      floor: level from which on the loss of a clean prediction weighs 1 / level^2, and no more
-        below. A small model with little time learns more of what matters with a high one.
-
-    Raises:
-      ValueError: one but the mean is not positive.
-    """
-
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
-    shift_tokens: int | None = 100
-    floor: float = 0.05
-
-    def __post_init__(self):
-        for name in ("std", "shift", "shift_tokens", "floor"):
-            value = getattr(self, name)
-            if name == "shift_tokens" and value is None:
-                continue
-            if value is None or not value > 0:
-                raise ValueError(
-                    f"config.noise.{name}={value} must be positive, such as "
-                    f"{getattr(NoiseConfig, name)}"
-                )
 
 
 def draw_windows(key: jax.Array, latents: jax.Array, frames: int) -> jax.Array:
@@ -94,7 +65,8 @@ class DiTTask:
     """The task of `sora_jax.training.state.Task` for the transformer.
 
     Batches have `frames` uint8 or normalised `latents`, and `tokens` or the `text` features of a
-    frozen encoder.
+    frozen encoder. Of a transformer that sees images beside the noise they have `image_latents`
+    with `latents`, and if it reads image tokens `pixels` or `image_tokens`.
 
     Attributes:
       config, text_config, vae_config: sizes.
@@ -103,12 +75,17 @@ class DiTTask:
       patterns: frequency of the conditioning patterns, see `conditioning.PATTERNS`.
       window: clips of more latent frames are trained as windows of so many from their middle, which
         is what rolling and extending see; 0 takes every clip whole.
-      frozen: {"vae": parameters, "latent_mean", "latent_std"}, and "text" if it is not trained.
+      frozen: {"vae": parameters, "latent_mean", "latent_std"}, and "text" if it is not trained,
+        "image" with an image encoder.
       remat: what the backward pass keeps of a block, see `models.remat.REMAT`.
       tokenizer, settings: go into the model folder.
       start: parameters to start from; None to draw them.
       precomputed: what of `frozen` was at work on the batches before; for the model folder.
       adapters: what is trained where `frozen` holds the transformer, as "dit"; None to train it.
+      part: of the model, that is trained; of two transformers one is, at the levels that it is
+        asked at.
+      kept: parts of the model folder that the run does not change, as files to copy.
+      image_config: sizes of the image encoder; None without one.
     """
 
     config: DiTConfig
@@ -125,13 +102,9 @@ class DiTTask:
     start: Any = None
     precomputed: dict[str, Any] = dataclasses.field(default_factory=dict)
     adapters: Adapters | None = None
-
-    def __post_init__(self):
-        if self.config.image_channels:
-            raise ValueError(
-                f"config.dit.image_channels={self.config.image_channels}: training gives no images "
-                "beside the noise; leave it at 0"
-            )
+    part: str = HIGH
+    kept: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+    image_config: ImageConfig | None = None
 
     def init(self, key: jax.Array) -> Any:
         dit_key, text_key = jax.random.split(key)
@@ -163,6 +136,27 @@ class DiTTask:
         text = params["text"] if "text" in params else frozen["text"]
         return TextEncoder(self.text_config, self.dtype).apply({"params": text}, batch["tokens"])
 
+    def _seen(self, frozen: Any, batch: Batch) -> tuple[jax.Array | None, jax.Array | None]:
+        """Channels [B, T, h, w, image_channels] beside the noise, and image tokens, if any.
+
+        They are what sampling is given of the clip's own first frame, or of the first and the last.
+        """
+        if not self.config.image_channels:
+            return None, None
+        if "image_latents" in batch:
+            latents = batch["image_latents"].astype(jnp.float32)
+            length = 1 + (latents.shape[1] - 1) * self.vae_config.temporal_stride
+        else:
+            given = batch["frames"], frozen["latent_mean"], frozen["latent_std"], self.dtype
+            latents = see_frames(self.config, self.vae_config, frozen["vae"], *given)
+            length = batch["frames"].shape[1]
+        channels = with_mask(latents, at=places(self.config, length), frames=length)
+        if "image_tokens" in batch:
+            return channels, batch["image_tokens"].astype(jnp.float32)
+        if self.image_config is None:
+            return channels, None
+        return channels, image_tokens(self.image_config, frozen["image"], batch["pixels"])
+
     def _clip_losses(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -174,20 +168,24 @@ class DiTTask:
             clean = draw_windows(window_key, clean, self.window)
         b, frames = clean.shape[:2]
         noise_config = self.noise
-        t = draw_levels(level_key, b, mean=noise_config.mean, std=noise_config.std)
-        shift = self._shift(clean.shape[1:4])
+        shift, shares = self._shift(clean.shape[1:4]), self.level_shares(clean.shape[1:4])
+        t = draw_levels(level_key, b, mean=noise_config.mean, std=noise_config.std, shares=shares)
         t = shift_levels(t, shift)
+        if self._range is not None:
+            t = jnp.clip(t, *inside(*self._range))
         levels = draw_frame_levels(pattern_key, t, frames, self.patterns, shift)
         if is_window:
             levels = levels.at[:, 0].min(SHOWS_ITS_KIND)
         held = levels == 0
         noise = jax.random.normal(noise_key, clean.shape)
         x = add_noise(clean, noise, levels)
+        channels, tokens = self._seen(frozen, batch)
         prediction = DiT(self.config, self.dtype, self.remat).apply(
             self._variables(params, frozen),
-            x,
+            x if channels is None else jnp.concatenate([x, channels], axis=-1),
             told_levels(levels, self.settings.get("level_grid")),
             self._text(params, frozen, batch),
+            *(() if tokens is None else (tokens,)),
         )
         is_clean = self.config.prediction == "clean"
         target = clean if is_clean else noise - clean
@@ -198,6 +196,20 @@ class DiTTask:
     def _shift(self, latent_shape: tuple[int, ...]) -> float:
         tokens = int(np.prod(self.config.grid(latent_shape)))
         return token_shift(tokens, base=self.noise.shift, base_tokens=self.noise.shift_tokens)
+
+    @property
+    def _range(self) -> tuple[float, float] | None:
+        """Levels that one of two transformers is asked at; None where there is one."""
+        boundary = self.settings.get("boundary")
+        if boundary is None:
+            return None
+        return levels_of(self.part, boundary, self.settings.get("level_grid"))
+
+    def level_shares(self, latent_shape: tuple[int, ...]) -> tuple[float, float]:
+        """Which of the levels that `noise` draws are trained at; raises as `levels` does."""
+        if self._range is None:
+            return 0.0, 1.0
+        return level_shares(self.noise, self._range, self._shift(latent_shape))
 
     def loss(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array
@@ -228,18 +240,25 @@ class DiTTask:
         clips = next(iter(batch.values())).shape[0]
         tokens = int(np.prod(self.config.grid((frames, *sides))))
         words = (batch["tokens"] if "tokens" in batch else batch["text"]).shape[1]
-        every = flops(self.config, tokens, words, frames)
+        seen = self._image_tokens()
+        every = flops(self.config, tokens, words, frames, seen)
         if self.adapters is None:
             return 3.0 * clips * every
         # Gradients of weights are those of adapters alone, which are small.
-        return clips * (2.0 * every + attention_flops(self.config, tokens, words))
+        return clips * (2.0 * every + attention_flops(self.config, tokens, words + seen))
+
+    def _image_tokens(self) -> int:
+        """How many the transformer reads of a clip."""
+        one = 0 if self.image_config is None else self.image_config.tokens
+        return self.config.image_positions or one
 
     def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
         if self.adapters is not None:
             adapters = scaled(params["lora"], self.adapters.config.scale)
             tensors = lora_to_diffusers(adapters, self.config)
             base = self.adapters.base, self.adapters.base_sha256
-            save_lora(folder, tensors, *base, self.settings)
+            part = None if self._range is None else self.part
+            save_lora(folder, tensors, *base, self.settings, part)
             return
         fixed = {**self.frozen, **self.precomputed}
         vae = {
@@ -250,7 +269,8 @@ class DiTTask:
         text = params["text"] if "text" in params else fixed["text"]
         parts = {
             "vae": Part(vae, fixed["vae"]),
-            "dit": Part(dataclasses.asdict(self.config), params["dit"]),
+            self.part: Part(dataclasses.asdict(self.config), params["dit"]),
             "text": Part(dataclasses.asdict(self.text_config), text),
+            **self.kept,
         }
         save_model(folder, parts, self.settings, tokenizer=self.tokenizer)

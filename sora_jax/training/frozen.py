@@ -10,10 +10,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sora_jax.data.captions import KINDS
 from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.image import ImageConfig, image_tokens
+from sora_jax.models.image_latents import see_frames
 from sora_jax.models.text import TextConfig, TextEncoder
 from sora_jax.models.vae_clips import encode_clip
 from sora_jax.sharding import batch_sharding, make_mesh
-from sora_jax.weights.parts import LoadedVAE, check_vocabulary, load_text
+from sora_jax.weights.parts import (
+    LoadedVAE,
+    check_fit,
+    check_vocabulary,
+    load_text,
+    open_parts,
+)
 
 Encoder = Callable[[np.ndarray], jax.Array]
 
@@ -54,15 +63,53 @@ def make_frame_encoder(vae: LoadedVAE, dtype: Any) -> Encoder:
     return _on_all_devices(encode, (vae.params, vae.mean, vae.std))
 
 
-def _on_all_devices(encode: Callable[[Any, jax.Array], jax.Array], frozen: Any) -> Encoder:
+def load_image_encoder(folder: pathlib.Path, *, read: bool) -> tuple[ImageConfig, Any]:
+    """Sizes of the image encoder of a model folder, and its parameters; None unless they are read.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, damaged, or one that its transformer does not fit.
+    """
+    parts = open_parts(folder)
+    check_fit(folder, parts)
+    return parts.configs["image"], parts.load("image", lambda x: x) if read else None
+
+
+def make_image_reader(
+    dit: DiTConfig, vae: LoadedVAE, config: ImageConfig | None, params: Any, dtype: Any
+) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
+    """From `frames`, and the `pixels` of an image encoder, to what the transformer sees of images.
+
+    That are `image_latents` [B, T, h, w, C] and, with an encoder, `image_tokens` [B, M, D]: what a
+    clip's own first frame, or first and last, would be given as in sampling.
+
+    Args:
+      dit: sizes of the transformer.
+      vae: of its model.
+      config, params: of the image encoder; None without one.
+      dtype: that the VAE computes in.
+    """
+
+    def encode(frozen: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        (vae_params, mean, std), image_params = frozen
+        latents = see_frames(dit, vae.config, vae_params, batch["frames"], mean, std, dtype)
+        tokens = {}
+        if config is not None:
+            tokens["image_tokens"] = image_tokens(config, image_params, batch["pixels"])
+        return {"image_latents": latents, **tokens}
+
+    return _on_all_devices(encode, ((vae.params, vae.mean, vae.std), params))
+
+
+def _on_all_devices(encode: Callable[[Any, Any], Any], frozen: Any) -> Callable[[Any], Any]:
     """`encode` compiled, with these parameters; the devices share a batch, which they divide."""
     mesh = make_mesh()
     frozen = jax.device_put(frozen, NamedSharding(mesh, PartitionSpec()))
     encode = jax.jit(encode)
 
-    def run(batch: jax.Array) -> jax.Array:
+    def run(batch: Any) -> Any:
         with jax.set_mesh(mesh):  # attention needs to know how its arrays are split
-            return encode(frozen, jax.device_put(batch, batch_sharding(mesh, batch.ndim)))
+            placed = jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh, x.ndim)), batch)
+            return encode(frozen, placed)
 
     return run
 

@@ -15,6 +15,7 @@ from sora_jax.weights.settings import from_settings
 from sora_jax.weights.wan import is_open_model
 
 _PARTS = {"vae", "dit", "text"}
+_MORE = {"dit_low", "image"}
 
 
 def inherit(config: ConfigDict) -> ConfigDict:
@@ -43,11 +44,11 @@ def inherit(config: ConfigDict) -> ConfigDict:
             f"config.init={config.init} has no {missing[0]!r} part, only {sorted(parts)}: give a "
             f"model folder with {sorted(_PARTS)}, such as WORKDIR/model of a transformer's run"
         )
-    more = sorted(set(parts) - _PARTS)
+    more = sorted(set(parts) - _PARTS - _MORE)
     if more:
         raise ValueError(
-            f"config.init={config.init} has {more[0]!r} beside {sorted(_PARTS)}, which training "
-            "does not know; start from a text-to-video model of one transformer"
+            f"config.init={config.init} has {more[0]!r} beside {sorted(_PARTS)} and at most "
+            f"{sorted(_MORE)}, which training does not know; start from a model without it"
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -97,15 +98,21 @@ def _fill_guidance(sampling: ConfigDict, said: Mapping[str, Any]) -> None:
 
 
 def _buckets(config: ConfigDict, vae: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
-    """Images, clips of the model's length and of half of it, in the usual shapes."""
+    """Images, clips of the model's length and of half of it, in the usual shapes.
+
+    No images for a model whose clips begin with one.
+    """
     (width, height), frames = config.sampling.size, config.sampling.frames
     known = set(_names(VAEConfig))
     sizes = from_settings(VAEConfig, {name: value for name, value in vae.items() if name in known})
     stride = sizes.temporal_stride
+    lengths = (1, 1 + (frames - 1) // (2 * stride) * stride, frames)
+    if config.dit.get("image_channels"):
+        lengths = tuple(length for length in lengths if length > 1)
     buckets = make_buckets(
         area=width * height,
         aspect_ratios=ASPECT_RATIOS,
-        frames=(1, 1 + (frames - 1) // (2 * stride) * stride, frames),
+        frames=lengths,
         multiple=sizes.spatial_stride * config.dit.patch[1],
         temporal=stride,
     )

@@ -27,6 +27,7 @@ VAE = "vae.json"
 TEXT = "text_encoder.json"
 BATCHES = "batches.json"
 ADAPTERS = "adapters.json"
+EXPERT = "expert.json"
 
 
 def has_checkpoint(workdir: Folder) -> bool:
@@ -112,6 +113,31 @@ def keep_adapters(workdir: Folder, folder: str, adapters: Adapters) -> None:
                 f"{what}: {name} is {value}, and the run in {workdir} began with "
                 f"{kept.get(name)}: give that one, or begin anew in another --workdir"
             )
+
+
+def keep_expert(workdir: Folder, expert: str) -> None:
+    """Writes down which of two transformers a run trains, and refuses the other when it goes on.
+
+    A checkpoint would fit both.
+
+    Args:
+      workdir: of the run.
+      expert: what the config calls it.
+
+    Raises:
+      ValueError: it is not the one that the run began with.
+    """
+    file = workdir / EXPERT
+    if not (has_checkpoint(workdir) and file.is_file()):
+        if jax.process_index() == 0:
+            file.write_text(json.dumps({"expert": expert}), encoding="utf-8")
+        return
+    kept = json.loads(file.read_text(encoding="utf-8"))["expert"]
+    if kept != expert:
+        raise ValueError(
+            f"config.expert={expert!r} is not the transformer that the run in {workdir} began "
+            f"with: give {kept!r}, or begin anew in another --workdir"
+        )
 
 
 def kept_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.vae import VAEConfig
-from sora_jax.training.dit_task import NoiseConfig
+from sora_jax.training.levels import NoiseConfig
 from sora_jax.weights.settings import from_settings
 
 

@@ -19,12 +19,15 @@ from sora_jax.models.vae import VAEConfig
 from sora_jax.training.adversarial_task import AdversarialTask
 from sora_jax.training.captions import make_text, text_reading
 from sora_jax.training.clips import Data, make_data, option, read_buckets
-from sora_jax.training.dit_task import Adapters, DiTTask, NoiseConfig
+from sora_jax.training.dit_task import Adapters, DiTTask
+from sora_jax.training.expert import kept_parts, trained_part
+from sora_jax.training.images import image_reading, make_images
 from sora_jax.training.inherit import inherit
+from sora_jax.training.levels import NoiseConfig
 from sora_jax.training.loop import LoopConfig
 from sora_jax.training.placement import BatchSplit
 from sora_jax.training.remote import Folder, is_remote, remote_folder
-from sora_jax.training.resume import keep_adapters, keep_text_encoder, keep_vae
+from sora_jax.training.resume import keep_adapters, keep_expert, keep_text_encoder, keep_vae
 from sora_jax.training.sampling import sampling_settings
 from sora_jax.training.start import base_of_dit, start_of_dit, start_of_vae
 from sora_jax.training.vae_task import VAETask
@@ -69,6 +72,7 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
     option(config, "remat", REMAT)
     check_weights(dict(config.patterns))
     buckets = read_buckets(config.data)
+    part = trained_part(config)
     vae = load_vae(config.vae)
     longest = max(vae.config.latent_shape(b.frames, b.height, b.width)[0] for b in buckets)
     if config.window and not 1 < config.window < longest:
@@ -79,6 +83,8 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
     keep_vae(workdir, config.vae)
     if config.text_encoder:
         keep_text_encoder(workdir, config.text_encoder, config.tokenizer.length)
+    if config.expert:
+        keep_expert(workdir, config.expert)
     if config.data.latents:
         check_vae(config.data.latents, config.vae)
     text = make_text(config, workdir)
@@ -96,12 +102,13 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
             "noise level for each: make its first number 1"
         )
     trained_text = text.config if text.params is None else None
-    adapters = make_adapters(config, dit, trained_text, workdir) if config.lora.rank else None
-    start = None if adapters else start_of_dit(config.init, dit, trained_text)
-    for bucket in buckets:
-        vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
+    image, image_params = make_images(config, dit, buckets)
+    adapters = None
+    if config.lora.rank:
+        adapters = make_adapters(config, dit, part, trained_text, workdir)
+    start = None if adapters else start_of_dit(config.init, dit, trained_text, part)
     noise = from_settings(NoiseConfig, config.noise)
-    reading = text_reading(config, text.tokenizer)
+    reading = text_reading(config, text.tokenizer) | image_reading(config, dit, image)
     data = make_data(
         config,
         split,
@@ -116,8 +123,10 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
     (precomputed if config.data.latents else frozen).update(encoder)
     if text.params is not None:
         (precomputed if "text_length" in reading else frozen)["text"] = text.params
+    if image_params is not None:
+        frozen["image"] = image_params
     if adapters:
-        frozen["dit"] = base_of_dit(config.init, dit)
+        frozen["dit"] = base_of_dit(config.init, dit, part)
     task = DiTTask(
         dit,
         text.config,
@@ -133,12 +142,21 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
         start=start,
         precomputed=precomputed,
         adapters=adapters,
+        part=part,
+        kept=kept_parts(config, part, dit, image),
+        image_config=image,
     )
+    for bucket in buckets:
+        task.level_shares(vae.config.latent_shape(bucket.frames, bucket.height, bucket.width)[:3])
     return task, data
 
 
 def make_adapters(
-    config: ConfigDict, dit: DiTConfig, trained_text: TextConfig | None, workdir: Folder
+    config: ConfigDict,
+    dit: DiTConfig,
+    part: str,
+    trained_text: TextConfig | None,
+    workdir: Folder,
 ) -> Adapters:
     """What a LoRA run trains.
 
@@ -157,7 +175,7 @@ def make_adapters(
     jax.eval_shape(lambda key: init_lora(dit, lora, key), jax.random.key(0))  # raises
     base = find_model(config.init)
     _check_companions(config, base)
-    adapters = Adapters(lora, base, transformer_sha256(base))
+    adapters = Adapters(lora, base, transformer_sha256(base, part))
     keep_adapters(workdir, config.init, adapters)
     return adapters
 

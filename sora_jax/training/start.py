@@ -28,20 +28,21 @@ def start_of_vae(folder: str, config: VAEConfig) -> Any:
     return vae.params
 
 
-def start_of_dit(folder: str, config: DiTConfig, text_config: TextConfig | None) -> Any:
+def start_of_dit(folder: str, config: DiTConfig, text_config: TextConfig | None, part: str) -> Any:
     """Parameters {"dit", "text"} of a model or work folder, to train on; None if none is given.
 
     Args:
       folder: model folder.
       config: sizes of the transformer that is to be trained.
       text_config: sizes of the text encoder that is trained with it; None if it is frozen.
+      part: which of two transformers it is.
 
     Raises:
       FileNotFoundError, ValueError: missing, damaged, or of another configuration.
     """
     if not folder:
         return None
-    found, params = load_dit(find_model(folder))
+    found, params = load_dit(find_model(folder), part=part)
     _check_same(folder, "transformer", "dit", found, config)
     start = {"dit": params}
     if text_config is not None:
@@ -50,12 +51,13 @@ def start_of_dit(folder: str, config: DiTConfig, text_config: TextConfig | None)
     return start
 
 
-def base_of_dit(folder: str, config: DiTConfig) -> Any:
+def base_of_dit(folder: str, config: DiTConfig, part: str) -> Any:
     """Parameters of the transformer of a model folder, in the dtype of its file, to train beside.
 
     Args:
       folder: model folder.
       config: sizes that are wanted.
+      part: which of two transformers it is.
 
     Returns:
       Numpy arrays boxed with their logical axes.
@@ -63,7 +65,7 @@ def base_of_dit(folder: str, config: DiTConfig) -> Any:
     Raises:
       FileNotFoundError, ValueError: missing, damaged, or of another configuration.
     """
-    found, params = load_dit(find_model(folder), None)
+    found, params = load_dit(find_model(folder), None, part)
     _check_same(folder, "transformer", "dit", found, config)
     boxed = abstract_params(init_dit, config)
     return jax.tree.map(

@@ -1,7 +1,9 @@
 """Writes a model elsewhere, or open weights as a model:
 
 python -m sora_jax.weights export --checkpoint=FOLDER --output=FOLDER [--lora=FILE]
+    [--lora_low=FILE]
 python -m sora_jax.weights export --to=diffusers --checkpoint=FOLDER --output=FOLDER [--lora=FILE]
+    [--lora_low=FILE]
 python -m sora_jax.weights import --source=FOLDER --output=FOLDER [--dtype=bfloat16]
 
 What is exported is a model folder with float16 parameters, half the size: what one hands on. Or it
@@ -33,12 +35,14 @@ from sora_jax.weights.wan import is_open_model, open_model
 from sora_jax.weights.wan_settings import OWN_SETTINGS
 
 
-def export(source: str, output: str, *, lora: str | None = None) -> None:
+def export(
+    source: str, output: str, *, lora: str | None = None, lora_low: str | None = None
+) -> None:
     """Copies a model with its parameters in float16; ~ in a path is the home folder.
 
     Args:
       source, output: model folders; that of a LoRA run is written as one with its model.
-      lora: adapters to add to the transformer, see `sora_jax.load`.
+      lora, lora_low: adapters to add to the transformers, see `sora_jax.load`.
 
     Raises:
       FileNotFoundError, ValueError: no model folder, a parameter that float16 cannot hold, or the
@@ -50,7 +54,7 @@ def export(source: str, output: str, *, lora: str | None = None) -> None:
     for what, kept in (("the checkpoint itself", folder), ("the model of its adapters", base)):
         if output.resolve() == kept.resolve():
             raise ValueError(f"--output={output} is {what}; name another folder")
-    model = sora_jax.load(folder, lora=lora)
+    model = sora_jax.load(folder, lora=lora, lora_low=lora_low)
     described = load_description(base).get("parts")
     parts = {name: Part(described[name], params) for name, params in model.params.items()}
     limit = float(np.finfo(np.float16).max)
@@ -62,14 +66,16 @@ def export(source: str, output: str, *, lora: str | None = None) -> None:
     save_model(output, parts, settings, tokenizer=model.tokenizer, dtype=np.float16)
 
 
-def export_pipeline(source: str, output: str, *, lora: str | None = None) -> str:
+def export_pipeline(
+    source: str, output: str, *, lora: str | None = None, lora_low: str | None = None
+) -> str:
     """Writes a model folder as the folder of a diffusers pipeline.
 
     Args:
       source: model folder, or work folder of a run; that of a LoRA run is written as one with its
         model.
       output: folder to make.
-      lora: adapters to add to the transformer, see `sora_jax.load`.
+      lora, lora_low: adapters to add to the transformers, see `sora_jax.load`.
 
     Returns:
       How it is called there to sample as it does here, and what there is no field for.
@@ -79,7 +85,7 @@ def export_pipeline(source: str, output: str, *, lora: str | None = None) -> str
         nothing is written then.
     """
     folder = find_model(source)
-    model = open_folder(folder, lora)
+    model = open_folder(folder, lora, lora_low)
     tokenizer = Tokenizer.from_file(model.tokenizer)
     check_vocabulary(folder, tokenizer.vocabulary, model.configs["text"])
     settings = read_settings(
@@ -173,11 +179,13 @@ def run(argv: list[str]) -> None:
     try:
         if argv[1] == "import":
             import_open(values.source, values.output, dtype=values.dtype)
-        elif values.to == "diffusers":
-            said = export_pipeline(values.checkpoint, values.output, lora=values.lora)
+            return
+        adapters = {"lora": values.lora, "lora_low": values.lora_low}
+        if values.to == "diffusers":
+            said = export_pipeline(values.checkpoint, values.output, **adapters)
             print(f"{values.output}: {said}")
         else:
-            export(values.checkpoint, values.output, lora=values.lora)
+            export(values.checkpoint, values.output, **adapters)
     except (ValueError, OSError) as error:
         command.fail(error)
 
@@ -195,6 +203,7 @@ def _define_flags(task: str) -> None:
         "checkpoint", None, "Model folder, or work folder of a training run.", required=True
     )
     flags.DEFINE_string("lora", None, "Adapters to add to the model's transformer.")
+    flags.DEFINE_string("lora_low", None, "The same for the second of two, for low noise.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sora_jax.weights.entries import list_entries
 from sora_jax.weights.lora import lora_products, rounded
 from sora_jax.weights.lora_folder import BASE, take_adapters
 from sora_jax.weights.model_folder import load_description
-from sora_jax.weights.parts import check_fit, check_one_transformer, open_parts
+from sora_jax.weights.parts import check_adapted, check_fit, open_parts
 from sora_jax.weights.tensor_files import INDEX, Stored, list_tensors, read_tensor, write_tensors
 from sora_jax.weights.wan_settings import OWN_SETTINGS
 
@@ -45,7 +45,7 @@ class FolderModel(NamedTuple):
     Attributes:
       configs: sizes of each part, see `weights.parts.Parts`.
       tensors: of each by our paths.
-      products: what adapters add to the transformer, see `weights.lora.lora_products`.
+      products: what adapters add to a transformer, by part, see `weights.lora.lora_products`.
       settings: what model.json holds besides its parts.
       mean, std: of the channels of latents.
       tokenizer: its tokenizer.json.
@@ -53,7 +53,7 @@ class FolderModel(NamedTuple):
 
     configs: dict[str, Any]
     tensors: dict[str, dict[str, Stored]]
-    products: dict[str, list[Callable[[], np.ndarray]]]
+    products: dict[str, dict[str, list[Callable[[], np.ndarray]]]]
     settings: dict[str, Any]
     mean: list[float]
     std: list[float]
@@ -74,18 +74,22 @@ class _Tensor(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def open_folder(folder: pathlib.Path, lora: pathlib.Path | str | None = None) -> FolderModel:
+def open_folder(
+    folder: pathlib.Path,
+    lora: pathlib.Path | str | None = None,
+    lora_low: pathlib.Path | str | None = None,
+) -> FolderModel:
     """Reads descriptions and headers of a model folder and checks all names and shapes.
 
     Args:
       folder: of a model, or of a LoRA run, whose adapters are added to its model.
-      lora: adapters to add.
+      lora, lora_low: adapters to add, see `sora_jax.load`.
 
     Raises:
       FileNotFoundError, ValueError: a file is missing, damaged, or of a model that diffusers has no
         place for.
     """
-    folder, lora, adapted = take_adapters(folder, lora)
+    folder, adapters, adapted = take_adapters(folder, lora, lora_low)
     description = load_description(folder)
     described = description.get("parts", {})
     if not _NEEDED <= set(described) <= set(_PLACES):
@@ -102,10 +106,8 @@ def open_folder(folder: pathlib.Path, lora: pathlib.Path | str | None = None) ->
             f"{folder}: its VAE makes a latent frame of {stride} frames, and that of diffusers of "
             "4 always; it cannot be exported"
         )
-    products = {}
-    if lora is not None:
-        check_one_transformer(folder, parts, lora)
-        products = lora_products(lora, parts.configs["dit"])
+    check_adapted(folder, parts, adapters)
+    products = {part: lora_products(file, parts.configs[part]) for part, file in adapters.items()}
     settings = description if adapted is None else adapted.settings
     # Numbers as they are written, where `parts` has rounded them.
     mean, std = (described["vae"][f"latent_{name}"] for name in ("mean", "std"))
@@ -136,9 +138,7 @@ def write_pipeline(model: FolderModel, output: pathlib.Path, shift: float) -> No
     vae, dit, text = (model.configs[part] for part in ("vae", "dit", "text"))
     image, boundary = model.configs.get("image"), model.settings.get("boundary")
     tensors = {
-        part: _list_theirs(
-            model.tensors[part], part, config, model.products if part == "dit" else {}
-        )
+        part: _list_theirs(model.tensors[part], part, config, model.products.get(part, {}))
         for part, config in model.configs.items()
     }
     descriptions = {

@@ -14,12 +14,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sora_jax.digests import weights_sha256
-from sora_jax.weights.lora import FILE
+from sora_jax.weights.lora import FILE, find_lora
 from sora_jax.weights.model_folder import LORA_FORMAT, load_description, replaced
 from sora_jax.weights.tensor_files import read_json
 
-# What model.json says of the model that adapters are for: its folder, its transformer's checksum.
-BASE = "base", "base_transformer_sha256"
+# What model.json says of the model that adapters are for: its folder, its transformer's checksum,
+# and the part which that is where there are two.
+BASE = "base", "base_transformer_sha256", "base_part"
+# How adapters of each part are given, in Python and as flags.
+_GIVEN = {"dit": "lora", "dit_low": "lora_low"}
 
 
 # Of folders whose checksum was that of the whole file.
@@ -33,20 +36,22 @@ class Adapted(NamedTuple):
       base: model folder that the adapters were trained on.
       file: of the adapters.
       settings: of sampling, as model.json of a whole model has them.
+      part: of that model, which the adapters are for.
     """
 
     base: pathlib.Path
     file: pathlib.Path
     settings: dict[str, Any]
+    part: str
 
 
-def transformer_sha256(folder: pathlib.Path | str) -> str:
-    """What tells the transformer of a model folder from others.
+def transformer_sha256(folder: pathlib.Path | str, part: str = "dit") -> str:
+    """What tells the transformer of a model folder from others; of two, the one that `part` names.
 
     Raises:
       FileNotFoundError, ValueError: it is no model folder with a transformer.
     """
-    file = pathlib.Path(folder) / "dit.safetensors"
+    file = pathlib.Path(folder) / f"{part}.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; give a model folder with a transformer")
     return weights_sha256(file)
@@ -58,6 +63,7 @@ def save_lora(
     base: pathlib.Path | str,
     sha256: str,
     settings: Mapping[str, Any],
+    part: str | None = None,
 ) -> None:
     """Writes the folder; files of the same names are replaced one by one, whole.
 
@@ -67,12 +73,10 @@ def save_lora(
       base: model folder that the adapters belong to.
       sha256: of its transformer.
       settings: JSON values of the model as a whole, see `save_model`.
+      part: which of two transformers that is; None where there is one.
     """
-    description = {
-        "format": LORA_FORMAT,
-        **dict(zip(BASE, (str(pathlib.Path(base).expanduser().resolve()), sha256))),
-        **settings,
-    }
+    said = str(pathlib.Path(base).expanduser().resolve()), sha256, part
+    description = {"format": LORA_FORMAT, **dict(zip(BASE, said)), **settings}
     with replaced(folder) as scratch:
         save_file(dict(tensors), scratch / FILE, metadata={"format": "pt"})
         (scratch / "model.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -84,34 +88,43 @@ def find_adapted(folder: pathlib.Path) -> Adapted | None:
     Raises:
       ValueError: it was written before the checksum was what it is now.
     """
-    description = folder / "model.json"
-    if not description.is_file():
+    said = _read(folder)
+    if said is None:
         return None
-    try:
-        said = read_json(description)
-    except ValueError:  # of no kind: whoever reads it as a model says so
-        return None
-    if said.get("format") == _BEFORE:
+    description, part = folder / "model.json", said.get("base_part") or "dit"
+    if part not in _GIVEN:
+        raise ValueError(
+            f"{description}: base_part is {part!r}, and must be one of {sorted(_GIVEN)}, the "
+            "transformers of high and of low noise; write the folder again"
+        )
+    if said["format"] == _BEFORE:
         raise ValueError(
             f"{description} is of the format {_BEFORE!r}, which is no longer read: "
-            f"{_by_themselves(folder / FILE)}"
+            f"{_by_themselves(folder / FILE, part)}"
         )
-    if said.get("format") != LORA_FORMAT:
+    return Adapted(pathlib.Path(str(said.get("base"))), folder / FILE, said, part)
+
+
+def _read(folder: pathlib.Path) -> dict[str, Any] | None:
+    """model.json of a LoRA run's folder, of any format; None if it is any other folder."""
+    try:
+        said = read_json(folder / "model.json")
+    except (FileNotFoundError, ValueError):  # of no kind: whoever reads it as a model says so
         return None
-    return Adapted(pathlib.Path(str(said.get("base"))), folder / FILE, said)
+    return said if said.get("format") in (LORA_FORMAT, _BEFORE) else None
 
 
-def _by_themselves(file: pathlib.Path) -> str:
-    return f"give the model and the adapters by themselves: MODEL with --lora={file}"
+def _by_themselves(file: pathlib.Path, part: str) -> str:
+    return f"give the model and the adapters by themselves: MODEL with --{_GIVEN[part]}={file}"
 
 
 def _check_base(adapted: Adapted) -> None:
     """Raises FileNotFoundError or ValueError if the model of adapters is gone or has changed."""
-    base, description = adapted.base, adapted.file.parent / "model.json"
-    remedy = _by_themselves(adapted.file)
+    base, part, description = adapted.base, adapted.part, adapted.file.parent / "model.json"
+    remedy = _by_themselves(adapted.file, part)
     try:
         load_description(base)
-        found = transformer_sha256(base)
+        found = transformer_sha256(base, part)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(
             f"{description} has adapters for the model in {base}: {error}; if it was moved, "
@@ -124,26 +137,51 @@ def _check_base(adapted: Adapted) -> None:
         )
 
 
+class Taken(NamedTuple):
+    """What a model is loaded from.
+
+    Attributes:
+      folder: of the model.
+      adapters: files to add, by part.
+      adapted: what the LoRA run says whose folder was given; None for a model's.
+    """
+
+    folder: pathlib.Path
+    adapters: dict[str, pathlib.Path]
+    adapted: Adapted | None
+
+
 def take_adapters(
-    folder: pathlib.Path, lora: pathlib.Path | str | None
-) -> tuple[pathlib.Path, pathlib.Path | str | None, Adapted | None]:
-    """The model that is meant, the adapters to add to it if any, and what a LoRA run says.
+    folder: pathlib.Path, lora: pathlib.Path | str | None, lora_low: pathlib.Path | str | None
+) -> Taken:
+    """The model that is meant, and the adapters to add to it.
 
     Args:
       folder: of a model or of a LoRA run, which has its adapters.
-      lora: adapters that are asked for.
+      lora, lora_low: adapters that are asked for, see `find_lora`; those of the second of two
+        transformers, for low noise, apart.
 
     Raises:
       FileNotFoundError, ValueError: the model of a LoRA run is gone or has changed, or its folder
-        is too old, or there are adapters for one that has them.
+        is too old, what `find_lora` raises, or there are adapters for a transformer that has them,
+        or for the other of two.
     """
+    given = {"dit": lora, "dit_low": lora_low}
+    adapters = {part: find_lora(file) for part, file in given.items() if file is not None}
+    for part, file in adapters.items():
+        said = (_read(file.parent) or {}).get("base_part")
+        if said in _GIVEN and said != part:
+            raise ValueError(
+                f"{file} has adapters for the other of two transformers: give them as "
+                f"{_GIVEN[said]}, not as {_GIVEN[part]}"
+            )
     adapted = find_adapted(folder)
     if adapted is None:
-        return folder, lora, None
-    if lora is not None:
+        return Taken(folder, adapters, None)
+    if adapted.part in adapters:
         raise ValueError(
-            f"{folder} is of a LoRA run and has adapters already; leave out those of {lora}, "
-            f"or give the model {adapted.base}"
+            f"{folder} is of a LoRA run and has adapters already; leave out those of "
+            f"{adapters[adapted.part]}, or give the model {adapted.base}"
         )
     _check_base(adapted)
-    return adapted.base, adapted.file, adapted
+    return Taken(adapted.base, {**adapters, adapted.part: adapted.file}, adapted)

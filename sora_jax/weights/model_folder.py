@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,7 +29,7 @@ class Part:
 
     Attributes:
       settings: JSON values.
-      params: nested dict of arrays.
+      params: nested dict of arrays, or the part's file in another folder, to be copied as it is.
     """
 
     settings: dict[str, Any]
@@ -50,10 +51,13 @@ def save_model(
       parts: by name: "vae", "dit", "text", "dit_low" where there are two transformers, and "image".
       settings: JSON values that belong to the model as a whole, such as its fps.
       tokenizer: what has `save(path)`, or None.
-      dtype: of the floating-point parameters on disk.
+      dtype: of the floating-point parameters on disk, but for those that are copied.
     """
     with replaced(folder) as scratch:
         for name, part in parts.items():
+            if isinstance(part.params, pathlib.Path):
+                shutil.copyfile(part.params, scratch / f"{name}.safetensors")
+                continue
             flat = traverse_util.flatten_dict(part.params, sep="/")
             flat = {
                 key: np.ascontiguousarray(np.asarray(value, dtype)) for key, value in flat.items()

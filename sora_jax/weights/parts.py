@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -91,7 +91,7 @@ def open_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
         "dit": _config(DiTConfig, _part(folder, "dit"), folder),
         "text": _config(TextConfig, _part(folder, "text"), folder),
     }
-    if _has_two(folder, description):
+    if has_two(folder, description):
         configs["dit_low"] = configs["dit"]
     if "image" in description["parts"]:
         configs["image"] = _config(ImageConfig, _part(folder, "image"), folder)
@@ -157,10 +157,13 @@ def _read_vae(folder: Path) -> tuple[VAEConfig, np.ndarray, np.ndarray, float]:
     return config, held["latent_mean"], held["latent_std"], float(fps)
 
 
-def load_dit(folder: Path, dtype: Dtype = _FLOAT32) -> tuple[DiTConfig, Any]:
-    """The transformer of a model folder, as `load_vae` loads; dtype None for that of the file."""
-    config = _config(DiTConfig, _part(folder, "dit"), folder)
-    return config, load_part(folder, "dit", _shapes(init_dit, config), dtype)
+def load_dit(folder: Path, dtype: Dtype = _FLOAT32, part: str = "dit") -> tuple[DiTConfig, Any]:
+    """The transformer of a model folder, as `load_vae` loads; dtype None for that of the file.
+
+    Of two, the one that `part` names.
+    """
+    config = _config(DiTConfig, _part(folder, part), folder)
+    return config, load_part(folder, part, _shapes(init_dit, config), dtype)
 
 
 def load_text(folder: Path) -> tuple[TextConfig, Any]:
@@ -169,7 +172,7 @@ def load_text(folder: Path) -> tuple[TextConfig, Any]:
     return config, load_part(folder, "text", _shapes(init_text, config))
 
 
-def _has_two(folder: Path, description: dict[str, Any]) -> bool:
+def has_two(folder: Path, description: dict[str, Any]) -> bool:
     """Whether a model has a second transformer, for low noise; raises ValueError if by half."""
     parts, boundary = description.get("parts", {}), description.get("boundary")
     if (boundary is None) != ("dit_low" not in parts):
@@ -209,12 +212,12 @@ def check_fit(folder: Path, parts: Parts) -> None:
             )
 
 
-def check_one_transformer(folder: Path, parts: Parts, lora: Path) -> None:
-    """Raises ValueError where adapters, which are for one transformer, are for a model of two."""
-    if "dit_low" in parts.configs:
+def check_adapted(folder: Path, parts: Parts, adapters: Mapping[str, Path]) -> None:
+    """Raises ValueError where adapters by part are for a second transformer, and there is none."""
+    if "dit_low" in adapters and "dit_low" not in parts.configs:
         raise ValueError(
-            f"{folder} has two transformers, for high and for low noise, and the adapters of "
-            f"{lora} are for the only one of a model; leave them out, or give their model"
+            f"{folder} has one transformer, and the adapters of {adapters['dit_low']} are given as "
+            "those of a second one, for low noise; give them as lora"
         )
 
 

@@ -22,7 +22,8 @@ from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.progress import Progress
 from sora_jax.training.clips import make_source
-from sora_jax.training.dit_task import DiTTask, NoiseConfig
+from sora_jax.training.dit_task import DiTTask
+from sora_jax.training.levels import NoiseConfig
 
 BUCKETS = ((1, 16, 16), (5, 16, 24))
 

@@ -3,10 +3,14 @@
 import dataclasses
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special, stats
 
-from sora_jax.diffusion.experts import split
+from sora_jax.diffusion.experts import inside, levels_of, split
+from sora_jax.diffusion.flow import draw_levels, level_share, shift_levels
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.diffusion.solvers import schedule
@@ -63,3 +67,30 @@ def test_settings_have_a_boundary_or_one_guidance():
         dataclasses.replace(SETTINGS, boundary=875)
     with pytest.raises(ValueError, match=r"guidance 3.0 at low noise is for models of two"):
         dataclasses.replace(SETTINGS, boundary=None)
+
+
+@pytest.mark.parametrize("grid", [1000, None])
+@pytest.mark.parametrize("boundary", [0.3, 0.58, 0.875, 0.9, 0.9985])
+def test_a_range_ends_where_the_other_network_is_asked(boundary, grid):
+    settings = dataclasses.replace(SETTINGS, boundary=boundary, level_grid=grid)
+    for part in ("dit", "dit_low"):
+        for level in inside(*levels_of(part, boundary, grid)):
+            stretches = split(np.float32([level, 0.0]), settings)
+            assert [stretch.part for stretch in stretches] == [part], (part, level)
+    highest, lowest = (inside(*levels_of(part, boundary, grid)) for part in ("dit_low", "dit"))
+    assert 0 < lowest[0] - highest[1] < 3e-7 and (highest[0], lowest[1]) == (0, 1)
+
+
+@pytest.mark.parametrize("part", ["dit", "dit_low"])
+@pytest.mark.parametrize(("boundary", "shift", "mean"), [(0.875, 12.0, 0.0), (0.9, 5.0, 0.3)])
+def test_training_draws_what_would_be_left_of_all_levels(part, boundary, shift, mean):
+    """That is those of one network, of so many that are drawn for both."""
+    between, how = levels_of(part, boundary, 1000), {"mean": mean, "std": 1.2}
+    low, high = (level_share(level, shift=shift, **how) for level in between)
+    drawn = draw_levels(jax.random.key(0), 4096, shares=(low, high), **how)
+    drawn = jnp.clip(shift_levels(drawn, shift), *inside(*between))
+    every = special.expit(np.random.default_rng(0).normal(mean, 1.2, 20_000))
+    every = shift * every / (1 + (shift - 1) * every)
+    left = every[(every >= boundary) == (part == "dit")]
+    assert abs(len(left) / len(every) - (high - low)) < 0.01
+    assert stats.ks_2samp(drawn, left).pvalue > 0.01

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sora_jax.models.image import ImageConfig, prepare, resize
+from sora_jax.models.image import ImageConfig
+from sora_jax.models.image_pixels import prepare, resize
 
 
 def draw(height, width, seed=0):

@@ -134,7 +134,7 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
         devices(Slice("v6e", (1, 1)))
 
 
-def test_sampling_with_images_is_planned_with_them(config):
+def test_sampling_and_training_with_images_are_planned_with_them(config):
     with config.unlocked():
         config.dit.update(image_channels=20, image_width=32)
     sizes = read_sizes(config, "17x64x96")
@@ -143,6 +143,9 @@ def test_sampling_with_images_is_planned_with_them(config):
     with jax.set_mesh(mesh):
         made = jax.eval_shape(work.step, *work.arguments)
     assert made.shape == (4, *sizes.latents)
-    assert work.flops == 2 * 4 * flops(sizes.dit, 5 * 4 * 6, sizes.words, 5, 257)
-    with pytest.raises(ValueError, match="image_channels=20: training gives no images"):
-        train_work(config, sizes, mesh, 4)
+    once = flops(sizes.dit, 5 * 4 * 6, sizes.words, 5, 257)
+    assert work.flops == 2 * 4 * once
+    work = train_work(config, sizes, mesh, 4)
+    with jax.set_mesh(mesh):
+        _, metrics = jax.eval_shape(work.step, *work.arguments)
+    assert metrics["loss"].shape == () and work.flops == 3 * 4 * once

@@ -11,17 +11,16 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
+from tiny_finetune import make_config, make_task, run
 from tiny_model import write_model
 
 import sora_jax
-from configs import finetune
 from sora_jax.models.lora import scaled
 from sora_jax.sharding import make_mesh, tree_shardings
-from sora_jax.training import dit_task, loop, setup
+from sora_jax.training import dit_task, loop
 from sora_jax.training.inherit import inherit
-from sora_jax.training.loop import train
 from sora_jax.training.optimizer import make_optimizer
-from sora_jax.training.placement import BatchSplit, place, place_batch, place_frozen, split_of
+from sora_jax.training.placement import place, place_batch, place_frozen, split_of
 from sora_jax.training.state import make_state
 from sora_jax.weights.lora import lora_to_diffusers, merge_lora
 from sora_jax.weights.lora_folder import save_lora, transformer_sha256
@@ -61,43 +60,6 @@ def write_wan_like(folder):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_wan_like(tmp_path_factory.mktemp("model"))
-
-
-def make_config(model, kind="lora", **changes):
-    config = finetune.get_config(kind)
-    config.init = str(model)
-    config.dtype = "float32"
-    config.data.folder, config.data.clips = "", 16
-    config.data.buckets = ((5, 16, 32),)
-    config.data.held_out_batches = 1
-    config.optimizer.warmup_steps = 1
-    config.optimizer.learning_rate = 1e-2
-    config.lora.rank = 2 if kind == "lora" else 0
-    config.loop.update({"steps": 4, "log_every": 1, "checkpoint_every": 2})
-    config.update_from_flattened_dict(changes)
-    return config
-
-
-def make_task(config, workdir, split=None):
-    workdir = setup.workdir_path(str(workdir))
-    task, data = setup.make_dit_task(config, workdir, split or BatchSplit())
-    data.loader.close()
-    return task
-
-
-def run(config, workdir, steps):
-    """The state after so many steps of a run whose schedule is that of the config."""
-    mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
-    workdir = setup.workdir_path(str(workdir))
-    task, data = setup.make_dit_task(config, workdir, split_of(mesh))
-    tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
-    config.loop.steps = steps
-    settings = setup.make_loop_config(config)
-    held_out = data.held_out if steps == 4 else []
-    try:
-        return train(task, tx, data.loader, held_out, settings, workdir, mesh)
-    finally:
-        data.loader.close()
 
 
 def test_a_lora_run_goes_on_bit_for_bit_and_writes_what_can_be_sampled(model, tmp_path):
@@ -258,7 +220,7 @@ def test_a_run_does_not_go_on_with_other_adapters(model, tmp_path, changes, mess
         ({"init": "", "vae": "MODEL"}, r"adapters for a model that stays as it is: .*config.init"),
         ({"text_encoder": ""}, r"adapters for a text encoder that stays .* config.text_encoder"),
         ({"lora.rank": 64}, r"config.lora.rank=64 is more than the 32 x 32 matrix"),
-        ({"init": "two"}, r"has 'dit_low' beside \['dit', 'text', 'vae'\]"),
+        ({"init": "two"}, r"two: the boundary between two transformers is None, and the parts"),
         ({"init": "vae"}, r"config.init=.* has no 'dit' part, only \['vae'\]: give a model folder"),
     ],
 )

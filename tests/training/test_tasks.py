@@ -22,7 +22,8 @@ from sora_jax.models.vae import VAEConfig
 from sora_jax.sharding import make_mesh, tree_shardings
 from sora_jax.training import dit_task, loop
 from sora_jax.training.adversarial_task import AdversarialTask
-from sora_jax.training.dit_task import DiTTask, NoiseConfig, draw_windows
+from sora_jax.training.dit_task import DiTTask, draw_windows
+from sora_jax.training.levels import NoiseConfig
 from sora_jax.training.loop import LoopConfig, evaluate, place_batch, train
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.state import _differentiate

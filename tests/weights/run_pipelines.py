@@ -79,6 +79,18 @@ def run_image_transformer(model: WanTransformer3DModel) -> dict[str, np.ndarray]
 
 
 @torch.no_grad()
+def lay_images(pipeline: WanImageToVideoPipeline, images: np.ndarray) -> np.ndarray:
+    """What its transformer sees of images beside the noise, [1, T, h, w, mask + C]."""
+    pixels = torch.from_numpy(np.float32(images) / 127.5 - 1).movedim(-1, 1)[:, None]
+    options = {"height": SIZE[1], "width": SIZE[0], "num_frames": FRAMES, "dtype": torch.float32}
+    last = pixels[1] if len(images) > 1 else None
+    _, channels = pipeline.prepare_latents(
+        pixels[0], 1, 4, **options, device="cpu", last_image=last
+    )
+    return channels.movedim(1, -1).numpy()
+
+
+@torch.no_grad()
 def run(
     pipeline: WanPipeline,
     seed: int = 0,

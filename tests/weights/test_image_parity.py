@@ -12,7 +12,8 @@ from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import schedule
 from sora_jax.models import vae_clips
 from sora_jax.models.dit import DiT
-from sora_jax.models.image import ImageEncoder, prepare
+from sora_jax.models.image import ImageEncoder
+from sora_jax.models.image_pixels import prepare
 from sora_jax.weights.__main__ import import_open
 from tests.weights.open_folders import GOLDEN, PROMPT, copy_image_pipeline
 from tests.weights.test_open_parity import psnr, sample

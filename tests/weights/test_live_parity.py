@@ -72,6 +72,8 @@ def test_images_are_animated_as_diffusers_does(tmp_path, kind, images, guidance)
     model = sora_jax.load(tmp_path)
     at = (0, run_pipelines.FRAMES - 1)
     seen = model.look(dict(zip(at, theirs["images"])), run_pipelines.FRAMES)
+    channels = run_pipelines.lay_images(pipeline, drawn)
+    np.testing.assert_allclose(seen.channels, channels, atol=1e-4)
     text = model.read([run_pipelines.PROMPT])
     # The guidance of the model itself.
     latents, _ = sample(model, text, theirs["noise"], seen, guidance=None)

@@ -7,12 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from tiny_lora import LORA, draw_adapters, merged
 
 import sora_jax
 from sora_jax.diffusion.conditioning import Given
+from sora_jax.models.lora import scaled
 from sora_jax.weights.__main__ import export, import_open
+from sora_jax.weights.lora import lora_to_diffusers
+from sora_jax.weights.lora_folder import save_lora, transformer_sha256
 from tests.weights.open_folders import (
     GOLDEN,
+    PIPELINE,
     PROMPT,
     STEPS,
     add_second,
@@ -151,9 +157,59 @@ def test_experts_take_turns_and_are_alone_in_memory(experts):
     assert read == ["text", "dit", "dit_low", "vae"]
 
 
-def test_adapters_are_for_one_transformer(experts_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"has two transformers, .* for the only one of a model"):
-        sora_jax.load(experts_folder, lora=tmp_path / "lora.safetensors")
+@pytest.fixture
+def adapters(experts, experts_folder, tmp_path):
+    """A model folder, a file for its first transformer, a LoRA run of its second, what both do."""
+    import_open(str(experts_folder), str(tmp_path / "model"))
+    params, parts, drawn = {}, ("dit", "dit_low"), {}
+    for seed, part in enumerate(parts):
+        low_rank = draw_adapters(seed=seed, config=experts.dit_config)
+        params[part] = merged(experts.params[part], low_rank, LORA.scale)
+        drawn[part] = lora_to_diffusers(scaled(low_rank, LORA.scale), experts.dit_config)
+    save_file(drawn["dit"], tmp_path / "high.safetensors")
+    base = tmp_path / "model", transformer_sha256(tmp_path / "model", "dit_low")
+    settings = {**dataclasses.asdict(experts.settings), "steps": 3}
+    save_lora(tmp_path / "run" / "model", drawn["dit_low"], *base, settings, "dit_low")
+    return tmp_path / "model", tmp_path / "high.safetensors", tmp_path / "run", params
+
+
+def assert_close(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def test_adapters_are_added_to_the_transformer_that_they_are_for(experts, adapters, tmp_path):
+    model, high, run, params = adapters
+    both = sora_jax.load(model, lora=high, lora_low=run)
+    assert_close({part: both.params[part] for part in params}, params)
+    only = sora_jax.load(run)
+    assert_close(only.params["dit_low"], params["dit_low"])
+    assert jax.tree.all(jax.tree.map(np.array_equal, only.params["dit"], experts.params["dit"]))
+    assert (only.settings.steps, both.settings.steps) == (3, 40)
+    # A run's folder with the other's, one after the other in memory, and as one model.
+    export(str(run), str(tmp_path / "one"), lora=str(high))
+    for loaded in (sora_jax.load(run, lora=high, in_turn=True), sora_jax.load(tmp_path / "one")):
+        assert loaded.settings == only.settings
+        for part, expected in params.items():
+            found = jax.device_get(loaded.params[part])
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), found, expected)
+
+
+def test_adapters_for_the_other_transformer_are_refused(adapters, tmp_path):
+    model, high, run, _ = adapters
+    with pytest.raises(ValueError, match=r"for the other of two .* give them as lora_low, not as"):
+        sora_jax.load(model, lora=run)
+    with pytest.raises(ValueError, match="is of a LoRA run and has adapters already; leave out"):
+        sora_jax.load(run, lora_low=high)
+    with pytest.raises(ValueError, match=r"has one transformer, .*high.safetensors are given as "):
+        sora_jax.load(PIPELINE, lora_low=high)
+    (model / "dit_low.safetensors").write_bytes((model / "dit.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"another one now; .* MODEL with --lora_low=.*run/model"):
+        sora_jax.load(run)
+    description = run / "model" / "model.json"
+    said = json.loads(description.read_text())
+    description.write_text(json.dumps({**said, "base_part": "vae"}))
+    with pytest.raises(ValueError, match=r"base_part is 'vae', and must be one of \['dit', 'dit_l"):
+        sora_jax.load(run)
 
 
 def test_experts_that_see_images_animate_as_one_that_is_twice_the_same(tmp_path):
