@@ -17,7 +17,7 @@ import numpy as np
 _HOMES = {
     "Model": ("sora_jax.pipeline", "Model"),
     "Guidance": ("sora_jax.diffusion.guidance", "Guidance"),
-    "load": ("sora_jax.pipeline", "load"),
+    "load": ("sora_jax.loading", "load"),
     "animate": ("sora_jax.prompting", "animate"),
     "extend": ("sora_jax.prompting", "extend"),
     "connect": ("sora_jax.passages", "connect"),

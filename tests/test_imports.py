@@ -28,6 +28,7 @@ ARROWS = {
         *("models", "diffusion", "generation", "image_prompt", "language", "progress"),
         "weights",
     },
+    "loading": {"diffusion", "language", "pipeline", "weights"},
     "endless": {"diffusion", "pipeline", "windows"},
     "windows": {"diffusion", "pipeline", "seams"},
     "passages": {"pipeline", "seams", "windows"},
@@ -55,7 +56,7 @@ ARROWS = {
         *("buckets", "diffusion", "generation", "models", "sharding", "training"),
         "weights",
     },
-    "__init__": {"endless", "passages", "pipeline", "prompting", "video_io"},
+    "__init__": {"endless", "loading", "passages", "pipeline", "prompting", "video_io"},
 }
 
 # Commands, which nothing else imports: they may use everything.

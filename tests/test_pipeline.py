@@ -16,10 +16,10 @@ from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.diffusion.solvers import SOLVERS
+from sora_jax.loading import PRETRAINED
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.pixels import to_uint8
 from sora_jax.models.vae import VAE
-from sora_jax.pipeline import PRETRAINED
 from sora_jax.video_io import decode, probe
 from sora_jax.weights.model_folder import Part, save_model
 from tests.tiny_model import (

@@ -7,7 +7,7 @@ import sora_jax
 from sora_jax.data.worlds import verify
 from sora_jax.evaluation import editing
 from sora_jax.evaluation.examples import render_examples
-from sora_jax.pipeline import PRETRAINED
+from sora_jax.loading import PRETRAINED
 
 
 def test_shipped_files_are_small_and_complete():

@@ -23,7 +23,7 @@ from sora_jax.evaluation.editing import score_edits
 from sora_jax.evaluation.examples import read_examples, render_examples
 from sora_jax.evaluation.vae_score import score_vae
 from sora_jax.evaluation.worlds import ATTRIBUTES, score_shapes
-from sora_jax.pipeline import PRETRAINED
+from sora_jax.loading import PRETRAINED
 from sora_jax.training.clips import make_source, read_buckets
 from sora_jax.weights.model_folder import find_model
 from sora_jax.weights.parts import load_vae

@@ -10,7 +10,7 @@ import sora_jax
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.shapes import Shapes
 from sora_jax.evaluation.vae_score import score_vae, sheet
-from sora_jax.pipeline import PRETRAINED
+from sora_jax.loading import PRETRAINED
 from sora_jax.weights.parts import load_vae
 
 BUCKETS = (Bucket(1, 32, 48), Bucket(5, 32, 32))

@@ -8,11 +8,11 @@ import pytest
 from tiny_model import draw_params
 
 from sora_jax.evaluation.examples import render_examples
+from sora_jax.loading import PRETRAINED
 from sora_jax.models import vae_clips
 from sora_jax.models.pixels import to_uint8
 from sora_jax.models.vae import VAE, VAEConfig, denormalise, encode_frames, init_vae
 from sora_jax.models.vae_clips import decode_clip, decode_piece, encode_clip
-from sora_jax.pipeline import PRETRAINED
 from sora_jax.weights.parts import load_vae
 
 CONFIG = VAEConfig(2, 2, (1, 2), 1, (True,), 3, patch=2)

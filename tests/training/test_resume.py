@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from sora_jax.language.tokenizer import train
-from sora_jax.pipeline import PRETRAINED
+from sora_jax.loading import PRETRAINED
 from sora_jax.training.resume import keep_text_encoder, keep_tokenizer, keep_vae
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import sora_jax
 from sora_jax.diffusion.conditioning import Given
+from sora_jax.loading import PRETRAINED
 from sora_jax.models.vae import VAE, denormalise
-from sora_jax.pipeline import PRETRAINED
 from sora_jax.weights.__main__ import export_pipeline, import_open
 from tests.weights.test_open_parity import sample
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sora_jax
-from sora_jax.pipeline import PRETRAINED
+from sora_jax.loading import PRETRAINED
 from sora_jax.weights.__main__ import export
 
 
