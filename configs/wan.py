@@ -73,7 +73,7 @@ def get_config(model="1.3b"):
     config.remat = "offload" if size == "14b" else "hidden"
     config.mesh = ConfigDict({"data": -1, "fsdp": -1, "context": 4, "tensor": 1})
     if model == "14b_v6e":
-        config.remat = "results"
+        config.remat = "hidden"
         config.mesh.update({"data": 1, "context": 16})
     if model == "14b_1080p":
         config.mesh.context = 8
