@@ -24,8 +24,8 @@ from sora_jax.pod.report import make_report, needed_gib
 from sora_jax.pod.sizes import Sizes, default_batch, read_sizes
 from sora_jax.sharding import MESH_AXES, RULES
 
-WANTED = 4  # plans that fit, after which no more are compiled
-TRIES = 8  # plans compiled at most
+MESHES = 3  # that are compiled and fit, each with the remat of the best guess
+TRIES = 8  # plans compiled at most; those that the meshes leave are other remats of the best one
 PRODUCTS = 0.5  # of the peak, in the guess
 
 logger = logging.getLogger("sora_jax")
@@ -74,18 +74,17 @@ def search(
     ranked = rank(config, topology, sizes, clips)
     reports: list[dict[str, Any]] = []
     limit = float("inf")
-    broken: list[dict[str, int]] = []  # meshes that end the compiler
-    for candidate in ranked:
-        if len(reports) == TRIES or sum(report["fits"] for report in reports) == WANTED:
-            break
-        if candidate.bound >= limit or candidate.mesh in broken:
-            continue
+    closed: list[dict[str, int]] = []  # meshes that have their plan, or end the compiler
+
+    def judge(candidate: Candidate) -> None:
+        nonlocal limit
         plan = _plan(config, candidate, topology, sizes, clips)
         try:
             mesh = plan_mesh(plan.config, topology)
         except ValueError as error:
             logger.info("left out: %s", error)
-            continue
+            closed.append(candidate.mesh)
+            return
         work = trace(plan, mesh)
         result = compile_plan(plan, str(candidate))
         report = make_report(plan, mesh.shape, work, result)
@@ -93,13 +92,30 @@ def search(
         reports.append(report)
         if not report["fits"] and "HBM" in report.get("error", "HBM"):
             limit = candidate.bound  # what takes as much at the least will not fit either
-        elif not report["fits"]:
-            broken.append(candidate.mesh)
-    fitting = [report for report in reports if report["fits"]]
-    best = min(fitting, key=lambda report: report["seconds"]["step"], default=None)
+        else:
+            closed.append(candidate.mesh)
+
+    def best() -> dict[str, Any] | None:
+        fitting = [report for report in reports if report["fits"]]
+        return min(fitting, key=lambda report: report["seconds"]["step"], default=None)
+
+    for candidate in ranked:
+        if len(reports) == TRIES or sum(report["fits"] for report in reports) == MESHES:
+            break
+        if candidate.bound < limit and candidate.mesh not in closed:
+            judge(candidate)
+    first = best()
+    others = [
+        candidate
+        for candidate in ranked
+        if first and candidate.mesh == first["mesh"] and candidate.remat != first["remat"]
+    ]
+    for candidate in others:
+        if len(reports) < TRIES and candidate.bound < limit:
+            judge(candidate)
     print(table(reports))
-    print(_advice(best))
-    return {"candidates": reports, "best": best}
+    print(_advice(best()))
+    return {"candidates": reports, "best": best()}
 
 
 def rank(config: ConfigDict, topology: Slice, sizes: Sizes, clips: int) -> list[Candidate]:

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 
 from configs import shapes_dit
+from sora_jax.pod import search
 from sora_jax.pod.checks import check_division
 from sora_jax.pod.chips import Slice
 from sora_jax.pod.compiling import _last_words
@@ -43,6 +44,20 @@ def test_a_batch_that_no_mesh_holds_is_refused(config):
     sizes = read_sizes(config, "17x64x96")
     with pytest.raises(ValueError, match=r"no mesh of v5e:1x1 .* for want of memory.*--batch"):
         rank(config, Slice("v5e", (1, 1)), sizes, 100_000)
+
+
+@needs_compiler
+def test_of_the_best_mesh_other_remats_are_compiled_too(config, monkeypatch, capsys):
+    monkeypatch.setattr(search, "MESHES", 1)
+    monkeypatch.setattr(search, "TRIES", 2)
+    found = search.search(config, Slice("v6e", (1, 1)), "17x64x96", 4)
+    first, second = found["candidates"]
+    assert first["fits"] and second["fits"]
+    assert first["mesh"] == second["mesh"] and first["remat"] != second["remat"]
+    seconds = [one["seconds"]["step"] for one in (first, second)]
+    assert found["best"]["seconds"]["step"] == min(seconds)
+    (advice,) = capsys.readouterr().out.splitlines()[-1:]
+    assert advice.startswith("recommended: ") and advice.endswith(found["best"]["remat"])
 
 
 def test_a_compiler_that_aborts_leaves_one_line():
