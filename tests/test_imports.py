@@ -31,6 +31,7 @@ ARROWS = {
         "weights",
     },
     "loading": {"diffusion", "language", "pipeline", "weights"},
+    "sample_flags": {"diffusion", "pipeline"},
     "endless": {"diffusion", "pipeline", "windows"},
     "windows": {"diffusion", "pipeline", "seams"},
     "passages": {"pipeline", "seams", "windows"},
