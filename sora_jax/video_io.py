@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from sora_jax.video_reader import MAX_PIXELS, TICK, Reader, VideoError
+from sora_jax.video_picture import MAX_PIXELS
+from sora_jax.video_reader import TICK, Reader, VideoError
 from sora_jax.video_writer import VideoWriter, encode, write
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "VideoError", "VideoInfo", "VideoWriter"]

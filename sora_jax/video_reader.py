@@ -6,21 +6,21 @@ import io
 import itertools
 import math
 import os
-import struct
 from collections.abc import Iterator
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
-MAX_PIXELS = 1 << 28  # in one frame: 16384 x 16384
+from sora_jax import video_picture
+from sora_jax.video_picture import MAX_PIXELS
+from sora_jax.video_webp import Animation, WebPError, is_animation
+
 TICK = 1e-6  # seconds; times closer than this are the same
 
 # The containers whose index leads FFmpeg to a key frame. In the others (MPEG program and transport
 # streams, AVI, FLV) the frames after a seek can carry wrong times or broken pictures.
 _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
-_ACCURATE = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 
 
 class VideoError(ValueError):
@@ -69,10 +69,9 @@ class Reader:
         self.container, self.pixel_aspect = None, 1
         self.rate, self.seconds = fractions.Fraction(25), 0.0  # unless the file states them
         self.file.seek(0)
-        if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
-            # An animation, which FFmpeg cannot read: see _animated_webp.
-            self.chunks = list(_chunks(self.file.read()[12:]))
-            times = [_number(body[12:]) for kind, body in self.chunks if kind == b"ANMF"]
+        if is_animation(head):
+            self.animation = Animation(self.file.read())
+            times = self.animation.milliseconds
             self.seconds = sum(times) / 1000
             self.rate = fractions.Fraction(1000 * len(times), sum(times) or 1) or self.rate
             return
@@ -163,10 +162,10 @@ class Reader:
             yield packet
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        if self.container is None:
-            yield from self._animated_webp()
-            return
         with self._reading():
+            if self.container is None:
+                yield from self.animation.frames(self.scaler)
+                return
             for packet in self._packets():
                 yield from packet.decode()
 
@@ -185,82 +184,23 @@ class Reader:
             yield
         except av.FFmpegError as error:
             raise self.error(f"is damaged or unsupported ({error.strerror})") from error
-
-    def _animated_webp(self) -> Iterator[av.VideoFrame]:
-        """Each frame is a still WebP, which FFmpeg decodes, laid on a part of the one before.
-
-        The container is RFC 9649, section 2.7.
-        """
-        time = 0
-        for kind, body in self.chunks:
-            if kind == b"VP8X":
-                width, height = _number(body[4:]) + 1, _number(body[7:]) + 1
-                if width * height > MAX_PIXELS:
-                    raise self.error("is larger than 16384 x 16384 pixels")
-                canvas = np.zeros((height, width, 3), np.uint8)
-            if kind != b"ANMF":
-                continue
-            still = b"WEBPVP8X" + struct.pack("<IB3x", 10, 0x10) + body[6:12] + body[16:]
-            still = io.BytesIO(b"RIFF" + struct.pack("<I", len(still)) + still)
-            with self._reading(), av.open(still) as container:
-                pictures = [self._rgba(frame) for frame in container.decode(video=0)]
-            left, top, duration = 2 * _number(body), 2 * _number(body[3:]), _number(body[12:])
-            height, width = _number(body[9:]) + 1, _number(body[6:]) + 1
-            region = canvas[top : top + height, left : left + width]
-            if [p.shape[:2] for p in pictures] != [region.shape[:2]]:
-                raise self.error("is a damaged WebP animation")
-            rgb, alpha = pictures[0][..., :3], pictures[0][..., 3:]
-            below = 0 if body[15] & 2 else region * (255 - alpha)
-            region[:] = (rgb * alpha + below + 127) // 255
-            frame = av.VideoFrame.from_ndarray(canvas)
-            frame.pts, frame.duration, frame.time_base = time, duration, fractions.Fraction(1, 1000)
-            yield frame
-            time += duration
-            if body[15] & 1:  # the frame asks to be cleared after its time
-                region[:] = 0
+        except WebPError as error:
+            raise self.error(str(error)) from error
 
     def displayed(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Height and width of the upright picture in square pixels."""
-        height, width = frame.height, max(1, round(frame.width * self.pixel_aspect))
-        return (width, height) if _orientation(frame)[0] else (height, width)
+        return video_picture.displayed(frame, self.pixel_aspect)
 
     def picture(self, frame: av.VideoFrame, size, crop) -> np.ndarray:
         """The upright picture, resized to cover `size` and cropped to it: uint8 [H,W,3]."""
-        transposed, flip_rows, flip_columns = _orientation(frame)
         sides = self.displayed(frame)
         scale = max(size[0] / sides[0], size[1] / sides[1])
         cover = [max(want, round(side * scale)) for want, side in zip(size, sides)]
         if math.prod(cover) > MAX_PIXELS or frame.width * frame.height > MAX_PIXELS:
             raise self.error(f"{sides[0]}x{sides[1]} pixels cannot be resized to cover {size}")
-        height, width = cover[::-1] if transposed else cover
-        smaller = height <= frame.height and width <= frame.width
-        kernel = Interpolation.AREA if smaller else Interpolation.BICUBIC
-        limited_grey = frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG
-        if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
-            rgba = self._rgba(frame)  # at full size, or hidden colours would bleed into edges
-            rgb = (rgba[..., :3] * rgba[..., 3:] + 127) // 255
-            frame = av.VideoFrame.from_ndarray(rgb.astype(np.uint8))
-        rgb = self.scaler.reformat(
-            frame,
-            width,
-            height,
-            "rgb24",
-            src_colorspace=_matrix(frame),
-            interpolation=kernel | _ACCURATE,
-        ).to_ndarray()
-        if limited_grey:  # swscale takes all grey as full range
-            rgb = np.clip(np.rint((rgb - 16.0) * (255 / 219)), 0, 255).astype(np.uint8)
-        if transposed:
-            rgb = rgb.swapaxes(0, 1)
-        rgb = rgb[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        whole = video_picture.resized(frame, cover, self.scaler)
         top, left = (round((side - want) * at) for side, want, at in zip(cover, size, crop))
-        return rgb[top : top + size[0], left : left + size[1]].copy()
-
-    def _rgba(self, frame: av.VideoFrame) -> np.ndarray:
-        # Without the accurate flags swscale leaves the last column of an odd width undefined.
-        options = {"interpolation": Interpolation.BICUBIC | _ACCURATE}
-        options["src_colorspace"] = _matrix(frame)
-        return self.scaler.reformat(frame, format="rgba", **options).to_ndarray().astype(np.uint16)
+        return whole[top : top + size[0], left : left + size[1]].copy()
 
 
 def _cut_short(file: io.BufferedIOBase) -> bool:
@@ -281,42 +221,3 @@ def _cut_short(file: io.BufferedIOBase) -> bool:
         position += length
     file.seek(0)
     return indexed and kind == b"mdat" and position > size
-
-
-def _matrix(frame: av.VideoFrame) -> Colorspace | None:
-    """The YUV matrix where the file names none: as players do, by size. None leaves the named."""
-    if frame.format.is_rgb or frame.format.has_palette or frame.colorspace != _UNSPECIFIED:
-        return None
-    high_definition = frame.width >= 1280 or frame.height > 576
-    return Colorspace.ITU709 if high_definition else Colorspace.ITU601
-
-
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """(transposed, then rows flipped, columns flipped): how the stored picture is shown."""
-    try:
-        stored = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        # PyAV 18.1 fails on side data it has no name for, such as the Exif block of a photograph.
-        # The angle can still be had; a mirror image, which cameras hardly ever write, cannot.
-        quarters = round(frame.rotation / 90) % 4
-        return quarters % 2 == 1, quarters in (1, 2), quarters in (2, 3)
-    if stored is None:
-        return False, False, False
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(stored))
-    # The stored point (x, y) is shown at (a x + c y, b x + d y).
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return True, b < 0, c < 0
-    return False, d < 0, a < 0
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(data[:3], "little")
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, body) of each part of a RIFF file."""
-    at = 0
-    while at + 8 <= len(data):
-        kind, length = struct.unpack_from("<4sI", data, at)
-        yield kind, data[at + 8 : at + 8 + length]
-        at += 8 + length + length % 2

@@ -8,6 +8,10 @@ import numpy as np
 
 HEIGHT, WIDTH = 48, 64
 COLORS = [(200, 30, 60), (20, 220, 90), (40, 50, 230), (255, 255, 255), (0, 0, 0)]
+CORNERS = np.zeros((1, 32, 64, 3), np.uint8)  # red, green; below blue, black
+CORNERS[0, :16, :32] = (255, 0, 0)
+CORNERS[0, :16, 32:] = (0, 255, 0)
+CORNERS[0, 16:, :32] = (0, 0, 255)
 
 
 def numbered(count: int) -> np.ndarray:
