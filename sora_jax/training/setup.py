@@ -81,13 +81,13 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
             f"of the longest bucket, {longest}; 0 takes every clip whole"
         )
     keep_vae(workdir, config.vae)
-    if config.text_encoder:
-        keep_text_encoder(workdir, config.text_encoder, config.tokenizer.length)
     if config.expert:
         keep_expert(workdir, config.expert)
     if config.data.latents:
         check_vae(config.data.latents, config.vae)
     text = make_text(config, workdir)
+    if config.text_encoder:
+        keep_text_encoder(workdir, config.text_encoder, config.tokenizer.length)
     dit = from_settings(
         DiTConfig,
         {
