@@ -10,6 +10,7 @@ from absl import logging
 
 from sora_jax import video_io
 from sora_jax.buckets import Bucket
+from sora_jax.data.captions import stored_captions
 from sora_jax.data.records import INDEX, SHAPE
 from sora_jax.data.source import ClipSource
 
@@ -94,7 +95,7 @@ class ClipDataset(ClipSource):
 
     def captions(self, index: int) -> dict[str, str]:
         """See `ClipSource.captions`."""
-        return _captions(self._record(index))
+        return stored_captions(self._record(index))
 
     def file_name(self, index: int) -> str:
         """Path of clip `index` within the folder that the dataset was made of."""
@@ -119,8 +120,4 @@ class ClipDataset(ClipSource):
             size=(bucket.height, bucket.width),
             crop=tuple(rng.random(2)),
         )
-        return {"frames": frames, "captions": _captions(record)}
-
-
-def _captions(record: dict[str, Any]) -> dict[str, str]:
-    return {kind: text.decode() for kind, text in record["captions"].items() if text}
+        return {"frames": frames, "captions": stored_captions(record)}

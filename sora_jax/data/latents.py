@@ -16,7 +16,7 @@ tokens, `image_tokens` float16 [M, D].
 `tfds.builder_from_directory(FOLDER).as_data_source(SPLIT)` reads it too. TensorFlow is not needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from sora_jax.buckets import Bucket
+from sora_jax.data.captions import stored_captions
 from sora_jax.data.identity import COMMAND, read_description
 from sora_jax.data.latent_records import EMPTY_TEXT, shapes_file
 from sora_jax.data.source import ClipSource
@@ -120,7 +121,7 @@ class LatentDataset(ClipSource):
 
     def captions(self, index: int) -> dict[str, str]:
         """See `ClipSource.captions`."""
-        return _captions(self._record(index))
+        return stored_captions(self._record(index))
 
     def read(self, index: int, bucket: Bucket, rng: np.random.Generator) -> dict[str, Any]:
         """Latents float32 [T, h, w, C], captions and, if asked for, text features of each.
@@ -136,7 +137,7 @@ class LatentDataset(ClipSource):
                 "train with the buckets of the precomputation, or make the latents again"
             )
         record = self._record(index)
-        captions = _captions(record)
+        captions = stored_captions(record)
         clip = {"latents": record["latents"].astype(np.float32), "captions": captions}
         if self._text_length is not None:
             text = {kind: self._pad(record["text"][kind]) for kind in captions}
@@ -144,7 +145,3 @@ class LatentDataset(ClipSource):
         if self._images:
             clip |= {name: record[name] for name in IMAGES if name in record}
         return clip
-
-
-def _captions(record: Mapping[str, Any]) -> dict[str, str]:
-    return {kind: text.decode() for kind, text in record["captions"].items() if text}
