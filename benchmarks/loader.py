@@ -13,7 +13,8 @@ import time
 import numpy as np
 
 from sora_jax.buckets import Bucket
-from sora_jax.data.latents import LatentDataset, Record, write_latents
+from sora_jax.data.latent_records import Record, write_latents
+from sora_jax.data.latents import LatentDataset
 from sora_jax.data.loader import make_loader
 
 BUCKET, LATENTS = Bucket(81, 720, 1280), (21, 90, 160, 16)

@@ -79,7 +79,11 @@ class Reader:
             raise self.error("is truncated (its data end before its index says so); copy it again")
         try:
             # No protocol: a playlist must not make this open other files or addresses.
-            self.container = av.open(self.file, container_options={"protocol_whitelist": "none"})
+            self.container = av.open(
+                self.file,
+                container_options={"protocol_whitelist": "none"},
+                metadata_errors="replace",  # titles in other encodings than UTF-8 do no harm
+            )
         except av.FFmpegError as error:
             if head[4:8] == b"ftyp":
                 reason = "is truncated (no moov atom, the index at its end); copy it again"

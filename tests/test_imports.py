@@ -67,7 +67,7 @@ SCRIPTS = {*PACKAGE.rglob("__main__.py"), PACKAGE / "data" / "precompute.py"}
 
 # What runs, or may run, in the processes that read data.
 WORKERS = [
-    *("data.loader", "data.folder", "data.latents", "data.worlds.shapes", "language.tokenizer"),
+    *("data.loader", "data.clips", "data.latents", "data.worlds.shapes", "language.tokenizer"),
     "buckets",
     "video_io",
 ]

@@ -92,6 +92,16 @@ def test_wrong_times_do_not_disorder_the_frames():
     assert shown == sorted(shown) and set(shown) == set(range(60))
 
 
+def test_a_title_in_another_encoding_does_not_matter():
+    source = make(
+        *(numbered(3), "matroska", "libx264", "yuv420p"),
+        setup=lambda stream: stream.metadata.update(title="gr\u00fcn"),
+    )
+    foreign = source.replace("gr\u00fcn".encode(), b"gr\xfcne")
+    assert foreign != source
+    assert numbers(video_io.decode(foreign)) == [0, 1, 2]
+
+
 def test_a_late_frame_of_a_dataset_clip_costs_no_more_than_an_early_one():
     with video_reader.Reader(video_io.encode(numbered(200), 24)) as reader:
         begin, _, _ = next(reader.frames(start=8.0))

@@ -17,7 +17,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -76,6 +76,11 @@ def find_clips(folder: Path, report: Report) -> list[Clip]:
         _take_table(path, folder, clips, named, report)
     _take_sidecars(texts, clips, report)
     return [clips[name] for name in sorted(clips)]
+
+
+def stored_captions(record: Mapping[str, Any]) -> dict[str, str]:
+    """Captions by kind of a dataset's record, which holds an empty text where there is none."""
+    return {kind: text.decode() for kind, text in record["captions"].items() if text}
 
 
 def _walk(folder: Path, report: Report) -> Iterator[Path]:

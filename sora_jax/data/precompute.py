@@ -29,9 +29,9 @@ from ml_collections import ConfigDict, config_flags
 from sora_jax import command
 from sora_jax.buckets import Bucket
 from sora_jax.data.captions import KINDS
-from sora_jax.data.folder import ClipDataset
+from sora_jax.data.clips import ClipDataset
 from sora_jax.data.identity import image_identity, text_identity, vae_identity
-from sora_jax.data.latents import Record, check_output, write_latents
+from sora_jax.data.latent_records import Record, check_output, write_latents
 from sora_jax.data.precompute_plan import Batch, check_distinct, choose, make_batches, make_files
 from sora_jax.data.source import ClipSource
 from sora_jax.models.dit_config import DiTConfig

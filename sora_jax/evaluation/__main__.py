@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 import sora_jax
 from sora_jax import command
-from sora_jax.data.folder import ClipDataset
+from sora_jax.data.clips import ClipDataset
 from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.evaluation.editing import score_edits
 from sora_jax.evaluation.examples import read_examples, render_examples

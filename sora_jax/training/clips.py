@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sora_jax.buckets import Bucket, batch_size
-from sora_jax.data.folder import ClipDataset
+from sora_jax.data.clips import ClipDataset
 from sora_jax.data.latents import LatentDataset
 from sora_jax.data.loader import Loader, make_loader
 from sora_jax.data.source import ClipSource

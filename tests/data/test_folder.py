@@ -1,9 +1,7 @@
 """A folder of clips becomes a dataset: nothing lost silently, nothing leaked, nothing half done."""
 
-import collections
 import json
 import os
-import pickle
 import subprocess
 import sys
 
@@ -14,20 +12,8 @@ import tensorflow_datasets as tfds
 from sora_jax import video_io
 from sora_jax.buckets import Bucket
 from sora_jax.data import folder, records
-from sora_jax.data.captions import Clip
-from sora_jax.data.splits import group_clips, held_out_groups
-
-HEIGHT, WIDTH = 32, 48
-
-
-def moving(frames: int) -> np.ndarray:
-    """Frame i is grey of level 8 i, so that a decoded frame tells its number."""
-    levels = (8 * np.arange(frames, dtype=np.uint8))[:, None, None, None]
-    return np.broadcast_to(levels, (frames, HEIGHT, WIDTH, 3)).copy()
-
-
-def numbers(frames: np.ndarray) -> list[int]:
-    return np.rint(frames.mean(axis=(1, 2, 3)) / 8).astype(int).tolist()
+from sora_jax.data.clips import ClipDataset
+from tests.grey_clips import HEIGHT, WIDTH, moving, write_dataset
 
 
 def write_lines(path, rows):
@@ -182,59 +168,6 @@ def test_every_file_is_taken_or_reported_once(messy):
     assert {entry["file"] for entry in report["notes"]} <= set(by_name(dataset))
 
 
-def clip(name, **metadata):
-    return Clip(name, None, {}, metadata)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "related"),
-    [
-        (clip("a/shot_7.mp4"), clip("a/shot_7_tall.mp4"), True),
-        (clip("a/shot_7_tall.mp4"), clip("a/shot_7_square.mp4"), True),
-        (clip("a/shot_7_tall_720p.mp4"), clip("b/shot_7_tall.png"), True),
-        (clip("a/shot_7.mp4"), clip("b/shot_7.webm"), True),
-        (clip("shot_7.mp4"), clip("shot_7 720p.mp4"), True),
-        (clip("kite.mp4"), clip("kite-crop.mp4"), True),
-        (clip("kite.mp4"), clip("kite_v2.mp4"), True),
-        (clip("a/kite.mp4"), clip("a/kite.png"), True),
-        (clip("0001/video.mp4"), clip("0002/video.mp4"), False),
-        (clip("shot_7.mp4"), clip("shot_71.mp4"), False),
-        (clip("shot_7.mp4"), clip("shot_8_tall.mp4"), False),
-        (clip("shot_7.mp4"), clip("shot_7_8.mp4"), False),
-        (clip("red_car.mp4"), clip("red_house.mp4"), False),
-        (clip("x.mp4", source="film, frames 5-9"), clip("y.png", source="film, frame 9"), True),
-        (clip("x.mp4", source="film, frames 5-9"), clip("y.png", source="film, frame 10"), False),
-        (clip("x.mp4", source="film, frames 5-9"), clip("y.mp4", source="book, frames 5-9"), False),
-        (clip("x.mp4", source="web"), clip("y.mp4", source="web"), False),
-        (clip("x.mp4", group=3), clip("y.mp4", group="3"), True),
-        (clip("shot_7.mp4", group="g"), clip("shot_7_tall.mp4", group="h"), False),
-    ],
-)
-def test_related_clips_are_one_group(one, other, related):
-    groups = group_clips([one, other], {one.file_name: "1", other.file_name: "2"})
-    assert (len(set(groups.values())) == 1) == related
-
-
-def test_equal_bytes_are_one_group_whatever_the_metadata_says():
-    groups = group_clips([clip("a", group="1"), clip("b", group="2")], {"a": "x", "b": "x"})
-    assert len(set(groups.values())) == 1
-
-
-def test_held_out_share_and_its_limits():
-    many = {str(number): str(number) for number in range(4000)}
-    held = held_out_groups(many, 0.1)
-    assert 0.08 < len(held) / len(many) < 0.12
-    # Adding clips moves none of the old ones to the other side.
-    more = {str(number): str(number) for number in range(5000)}
-    assert {group for group in held_out_groups(more, 0.1) if int(group) < 4000} == held
-    assert held_out_groups(many, 0.0) == set()
-    assert len(held_out_groups({"a": "a", "b": "b"}, 0.01)) == 1
-    assert len(held_out_groups({"a": "a", "b": "b"}, 0.99)) == 1
-    assert held_out_groups({"a": "one", "b": "one"}, 0.9) == set()
-    lopsided = {**{str(n): "most" for n in range(8)}, "a": "a", "b": "b"}
-    assert "most" not in held_out_groups(lopsided, 0.9)
-
-
 def test_no_group_is_on_both_sides(messy):
     _, dataset, _ = messy
     builder = tfds.builder_from_directory(dataset)
@@ -247,119 +180,7 @@ def test_no_group_is_on_both_sides(messy):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """20 frames at 10 frames a second and an image that is brighter to the right, in `train`."""
-    root = tmp_path_factory.mktemp("small")
-    (root / "clips").mkdir()
-    (root / "clips" / "a.mp4").write_bytes(video_io.encode(moving(20), fps=10))
-    (root / "clips" / "a.txt").write_text("it brightens")
-    columns = np.linspace(0, 255, WIDTH, dtype=np.uint8)[None, :, None]
-    video_io.write(root / "clips" / "b.png", np.broadcast_to(columns, (HEIGHT, WIDTH, 3)).copy())
-    folder.build(root / "clips", root / "dataset", held_out=0.0)
-    return root / "dataset"
-
-
-def starts(dataset, bucket, draws):
-    """How often each run of frames is read."""
-    rng = np.random.default_rng(0)
-    read = (numbers(dataset.read(0, bucket, rng)["frames"]) for _ in range(draws))
-    return collections.Counter(map(tuple, read))
-
-
-def test_read_draws_every_start_alike_and_keeps_time(small):
-    dataset = folder.ClipDataset(small, fps=10)
-    assert dataset.shapes.tolist() == [[20, HEIGHT, WIDTH], [1, HEIGHT, WIDTH]]
-    assert dataset.shapes.dtype == np.int32
-    runs = starts(dataset, Bucket(17, 16, 16), 200)
-    assert set(runs) == {tuple(range(start, start + 17)) for start in range(4)}
-    assert min(runs.values()) > 0.65 * max(runs.values())
-    assert set(starts(dataset, Bucket(20, 16, 16), 5)) == {tuple(range(20))}
-    assert set(starts(dataset, Bucket(1, 16, 16), 150)) == {(frame,) for frame in range(20)}
-
-
-def test_read_at_another_rate(small):
-    dataset = folder.ClipDataset(small, fps=5)
-    assert dataset.shapes[:, 0].tolist() == [10, 1]
-    runs = starts(dataset, Bucket(9, 16, 16), 50)
-    assert set(runs) == {tuple(range(start, start + 17, 2)) for start in range(4)}
-
-
-def test_slow_clips_are_announced(small, caplog):
-    dataset = folder.ClipDataset(small, fps=20)
-    assert "1 of 2 clips have fewer than 20 frames a second" in caplog.text
-    assert dataset.shapes[0, 0] == 40
-    frames = dataset.read(0, Bucket(40, HEIGHT, WIDTH), np.random.default_rng(0))["frames"]
-    assert sorted(set(numbers(frames))) == list(range(20))
-
-
-def test_read_depends_on_the_generator_alone(small):
-    dataset = folder.ClipDataset(small, fps=10)
-    bucket = Bucket(5, 16, 16)
-    reads = [dataset.read(0, bucket, np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    assert reads[0]["captions"] == dataset.captions(0) == {"detailed": "it brightens"}
-    assert (dataset.file_name(0), dataset.file_name(1)) == ("a.mp4", "b.png")
-    np.testing.assert_array_equal(reads[0]["frames"], reads[1]["frames"])
-    assert (reads[0]["frames"] != reads[2]["frames"]).any()
-
-
-def test_read_draws_the_crop(small):
-    dataset = folder.ClipDataset(small, fps=10)
-    reads = [dataset.read(1, Bucket(1, 16, 16), np.random.default_rng(seed)) for seed in range(20)]
-    assert all(each["frames"].shape == (1, 16, 16, 3) for each in reads)
-    assert all(each["captions"] == {} for each in reads)
-    brightness = [each["frames"].mean() for each in reads]
-    assert min(brightness) < 100 < 155 < max(brightness)
-
-
-def test_a_clip_that_does_not_fill_the_bucket_is_refused(small):
-    dataset = folder.ClipDataset(small, fps=10)
-    with pytest.raises(ValueError, match="clip 1 has 1 frames, too few for bucket 5x16x16"):
-        dataset.read(1, Bucket(5, 16, 16), np.random.default_rng(0))
-
-
-def test_pickles_after_reading(small):
-    dataset = folder.ClipDataset(small, fps=10)
-    bucket = Bucket(5, 16, 16)
-    frames = dataset.read(0, bucket, np.random.default_rng(0))["frames"]
-    copy = pickle.loads(pickle.dumps(dataset))
-    np.testing.assert_array_equal(copy.read(0, bucket, np.random.default_rng(0))["frames"], frames)
-    np.testing.assert_array_equal(copy.shapes, dataset.shapes)
-
-
-@pytest.mark.parametrize("damage", ["missing", "short", "garbled", "foreign"])
-def test_a_bad_index_is_announced_and_not_needed(messy, tmp_path, caplog, damage):
-    _, dataset, _ = messy
-    copy = tmp_path / "dataset"
-    copy.mkdir()
-    for path in dataset.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    index = copy / records.INDEX
-    if damage == "missing":
-        index.unlink()
-    else:
-        lines = index.read_text().splitlines(keepends=True)
-        foreign = "".join(line.replace("duration", "length") for line in lines)
-        damaged = {"short": "".join(lines[1:]), "garbled": "{", "foreign": foreign}
-        index.write_text(damaged[damage])
-    for split in ("train", "validation"):
-        shapes = folder.ClipDataset(dataset, split, fps=7).shapes
-        assert "no usable index" not in caplog.text
-        np.testing.assert_array_equal(folder.ClipDataset(copy, split, fps=7).shapes, shapes)
-        caplog.clear()
-    folder.ClipDataset(copy, fps=7)
-    assert "no usable index" in caplog.text
-
-
-def test_reading_imports_neither_jax_nor_tensorflow(small):
-    script = """
-import sys
-import numpy as np
-from sora_jax.buckets import Bucket
-from sora_jax.data.folder import ClipDataset
-ClipDataset(sys.argv[1], fps=10).read(0, Bucket(5, 16, 16), np.random.default_rng(0))
-print(sorted({"jax", "tensorflow"} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", script, small], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    return write_dataset(tmp_path_factory.mktemp("small"))
 
 
 def listing(path):
@@ -438,15 +259,6 @@ def test_wrong_arguments_name_the_value(tmp_path, small, wrong, message):
         folder.build(small.parent / "clips", tmp_path / "dataset", **wrong)
 
 
-def test_opening_what_is_not_there(tmp_path, small):
-    with pytest.raises(FileNotFoundError, match="no dataset at"):
-        folder.ClipDataset(tmp_path, fps=10)
-    with pytest.raises(ValueError, match=r"no split 'validation', only train: .*larger --held_out"):
-        folder.ClipDataset(small, "validation", fps=10)
-    with pytest.raises(ValueError, match="fps=0"):
-        folder.ClipDataset(small, fps=0)
-
-
 def run(*arguments):
     command = [sys.executable, "-m", "sora_jax.data.folder", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
@@ -480,7 +292,7 @@ def test_all_real_clips_are_taken(real_clips, tmp_path):
             assert row[field] == expected[field]
         assert expected["frames"] == 1 or row["fps"] == pytest.approx(expected["fps"], abs=0.01)
     assert 0.02 < sum(row["split"] == "validation" for row in index) / len(index) < 0.1
-    dataset = folder.ClipDataset(tmp_path / "dataset", "validation", fps=8)
+    dataset = ClipDataset(tmp_path / "dataset", "validation", fps=8)
     for number, (frames, height, width) in enumerate(dataset.shapes):
         bucket = Bucket(int(frames), min(height, 64), min(width, 64))
         clip = dataset.read(number, bucket, np.random.default_rng(number))

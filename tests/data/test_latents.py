@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 
 from sora_jax.buckets import Bucket
 from sora_jax.data.identity import check_vae, vae_identity
-from sora_jax.data.latents import LatentDataset, Record, write_latents
+from sora_jax.data.latent_records import Record, write_latents
+from sora_jax.data.latents import LatentDataset
 from sora_jax.data.loader import make_loader
 
 BUCKETS = (Bucket(1, 16, 24), Bucket(5, 16, 16))

@@ -15,6 +15,7 @@ from tiny_folders import MEAN, STD, VAE, randomised, save_vae
 from sora_jax import video_io
 from sora_jax.buckets import Bucket
 from sora_jax.data import folder
+from sora_jax.data.clips import ClipDataset
 from sora_jax.data.identity import check_vae
 from sora_jax.data.latents import LatentDataset
 from sora_jax.data.precompute import precompute
@@ -146,17 +147,17 @@ def clips(tmp_path_factory):
 
 
 def test_passes_differ_and_unreadable_clips_are_left_out(vae, clips, tmp_path, monkeypatch, capsys):
-    read = folder.ClipDataset.read
+    read = ClipDataset.read
 
     def damaged(self, index, bucket, rng):
         if self.split == "train" and index == 1:
             raise video_io.VideoError("damaged on purpose")
         return read(self, index, bucket, rng)
 
-    monkeypatch.setattr(folder.ClipDataset, "read", damaged)
+    monkeypatch.setattr(ClipDataset, "read", damaged)
     config = make_config(vae[0], folder=str(clips), buckets=((5, 16, 24),))
     reports = [precompute(config, tmp_path / name, passes=2) for name in ("one", "two")]
-    source = folder.ClipDataset(clips, fps=8)
+    source = ClipDataset(clips, fps=8)
     count = len(source)
     expected = {
         "clip": 1,
@@ -177,7 +178,7 @@ def test_passes_differ_and_unreadable_clips_are_left_out(vae, clips, tmp_path, m
     differ = [np.abs(found[c, 0] - found[c, 1]).max() > 0.1 for c in range(count) if c != 1]
     assert sum(differ) >= count - 2
     assert len(LatentDataset(tmp_path / "one", "validation")) == len(
-        folder.ClipDataset(clips, "validation", fps=8)
+        ClipDataset(clips, "validation", fps=8)
     )
     one, two = (LatentDataset(tmp_path / name) for name in ("one", "two"))
     for index in range(len(one)):

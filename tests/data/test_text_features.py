@@ -14,7 +14,8 @@ from tiny_folders import TEXT, randomised, save_both, save_text
 
 from sora_jax.buckets import Bucket
 from sora_jax.data.identity import check_text
-from sora_jax.data.latents import LatentDataset, Record, write_latents
+from sora_jax.data.latent_records import Record, write_latents
+from sora_jax.data.latents import LatentDataset
 from sora_jax.data.precompute import precompute
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.text import TextEncoder
