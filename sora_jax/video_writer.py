@@ -14,16 +14,19 @@ from av.video.reformatter import ColorRange
 
 from sora_jax.video_reader import VideoError
 
+# Without its tree of macroblocks: as PyAV brings x264, that reads memory which it never wrote, and
+# the same frames make another file each time.
+_H264 = {"crf": "17", "x264-params": "mbtree=0"}
 # suffix: container, its options, codec, pixel format, its options
 _FORMATS = {
-    ".mp4": ("mp4", {"movflags": "+faststart"}, "libx264", "yuv420p", {"crf": "17"}),
+    ".mp4": ("mp4", {"movflags": "+faststart"}, "libx264", "yuv420p", _H264),
     ".png": ("image2pipe", {}, "png", "rgb24", {}),
     # Without its flags: they compare palette indices, and here each frame has its own palette.
     ".gif": ("gif", {}, "gif", "pal8", {"gifflags": "0"}),
     ".webp": ("webp", {"loop": "0"}, "libwebp_anim", "bgra", {"quality": "90"}),
 }
 # Every 12th frame stands alone and none waits for a later one, so any frame is cheap to reach.
-_DATASET = ("mp4", {}, "libx264", "yuv420p", {"crf": "17", "g": "12", "bf": "0"})
+_DATASET = ("mp4", {}, "libx264", "yuv420p", {**_H264, "g": "12", "bf": "0"})
 # H.264 has its chroma samples at the left pixel of each pair; by itself swscale puts them between.
 _BT709_PIXELS = (
     "out_color_matrix=bt709:out_range=tv:out_chroma_loc=left:"

@@ -54,6 +54,20 @@ def test_mp4_is_what_browsers_play(tmp_path):
         assert difference(video_io.decode(path), color) <= 3
 
 
+def test_the_same_frames_make_the_same_file(tmp_path):
+    y, x = np.mgrid[:64, :96]
+    noise = np.random.default_rng(0).normal(size=(17, 64, 96, 3))
+    for strength in (2, 6, 12):
+        spots = np.exp([-((x - 20 - 4 * t) ** 2 + (y - 32) ** 2) / 200 for t in range(17)])
+        frames = 128 + 100 * spots[..., None] * (1, -1, 0.2) + strength * noise
+        frames = frames.clip(0, 255).astype(np.uint8)
+        files = set()
+        for _ in range(20):
+            video_io.write(tmp_path / "video.mp4", frames, fps=8)
+            files.add((tmp_path / "video.mp4").read_bytes())
+        assert len(files) == 1
+
+
 def test_odd_sides_grow_by_a_copied_edge_in_mp4(tmp_path):
     frames = np.broadcast_to(np.arange(0, 210, 10, dtype=np.uint8)[:, None, None], (21, 33, 3))
     frames = np.stack([frames, frames + 40])
