@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 200
+STEPS = 500  # some seconds: not over before a signal comes, even on a busy machine
 
 
 def start(program, count, devices):
