@@ -90,7 +90,8 @@ def memory_hint() -> str:
     """What to do where a network that runs takes too much, but for what is done already."""
     ways = [OUT_OF_MEMORY]
     smaller = [] if DTYPE.value in ("bfloat16", "float16", "int8") else ["bfloat16"]
-    if DTYPE.value != "int8" and LORA.value is None:  # adapters are not added to int8
+    adapted = LORA.value is not None or LORA_LOW.value is not None
+    if DTYPE.value != "int8" and not adapted:  # adapters are not added to int8
         smaller.append("int8")
     if smaller:
         ways.append(f"hold parameters in --dtype={' or '.join(smaller)}")
