@@ -128,6 +128,16 @@ def init_image(config: ImageConfig, key: jax.Array) -> dict:
     return ImageEncoder(config).init(key, jnp.zeros((1, config.side, config.side, 3)))["params"]
 
 
+def count_tokens(positions: int, config: ImageConfig | None) -> int:
+    """How many image tokens a transformer reads of a clip.
+
+    Args:
+      positions: `DiTConfig.image_positions`, of a first and a last image; 0 for those of one image.
+      config: of the image encoder; None without one.
+    """
+    return positions or (0 if config is None else config.tokens)
+
+
 def image_tokens(config: ImageConfig, params: Any, pixels: jax.Array) -> jax.Array:
     """What the transformer reads of the images of each clip: tokens [B, n M, D], float32.
 

@@ -17,8 +17,8 @@ from sora_jax.diffusion.guidance import Scales, tellings
 from sora_jax.diffusion.solvers import euler_step
 from sora_jax.generation import Program, Seen, generate, read
 from sora_jax.models.dit import init_dit
-from sora_jax.models.dit_config import DiTConfig, flops
-from sora_jax.models.image import ImageConfig
+from sora_jax.models.dit_config import flops
+from sora_jax.models.image import ImageConfig, count_tokens
 from sora_jax.models.lora import LoRAConfig
 from sora_jax.models.sizes import abstract_params
 from sora_jax.models.text import flops as text_flops
@@ -143,15 +143,10 @@ def _seen(sizes: Sizes, everywhere: NamedSharding) -> tuple[Seen | None, int]:
     shape = (1, *sizes.latents[:3], dit.image_channels)
     channels = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
     if dit.image_width:
-        count = _image_tokens(dit)
+        count = count_tokens(dit.image_positions, ImageConfig())
         shape = (1, count, dit.image_width)
         tokens = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
     return Seen(channels, tokens), count
-
-
-def _image_tokens(dit: DiTConfig) -> int:
-    """How many a transformer reads of a clip's images."""
-    return dit.image_positions or ImageConfig().tokens
 
 
 def vae_work(config: ConfigDict, sizes: Sizes, mesh: Mesh, clips: int) -> Work:
@@ -205,7 +200,8 @@ def _batch(sizes: Sizes, mesh: Mesh, clips: int) -> dict[str, Any]:
     if sizes.dit.image_channels:
         seen["image_latents"] = latents.update(dtype=jnp.float16)
     if sizes.dit.image_width:
-        shape = (clips, _image_tokens(sizes.dit), sizes.dit.image_width)
+        count = count_tokens(sizes.dit.image_positions, ImageConfig())
+        shape = (clips, count, sizes.dit.image_width)
         sharding = batch_sharding(mesh, 3)
         seen["image_tokens"] = jax.ShapeDtypeStruct(shape, jnp.float16, sharding=sharding)
     if sizes.frozen_text:

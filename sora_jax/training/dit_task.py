@@ -20,7 +20,7 @@ from sora_jax.diffusion.flow import (
 )
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.dit_config import DiTConfig, attention_flops, flops
-from sora_jax.models.image import ImageConfig, image_tokens
+from sora_jax.models.image import ImageConfig, count_tokens, image_tokens
 from sora_jax.models.image_latents import places, see_frames, with_mask
 from sora_jax.models.lora import LoRAConfig, init_lora, scaled
 from sora_jax.models.text import TextConfig, TextEncoder, init_text
@@ -240,17 +240,12 @@ class DiTTask:
         clips = next(iter(batch.values())).shape[0]
         tokens = int(np.prod(self.config.grid((frames, *sides))))
         words = (batch["tokens"] if "tokens" in batch else batch["text"]).shape[1]
-        seen = self._image_tokens()
+        seen = count_tokens(self.config.image_positions, self.image_config)
         every = flops(self.config, tokens, words, frames, seen)
         if self.adapters is None:
             return 3.0 * clips * every
         # Gradients of weights are those of adapters alone, which are small.
         return clips * (2.0 * every + attention_flops(self.config, tokens, words + seen))
-
-    def _image_tokens(self) -> int:
-        """How many the transformer reads of a clip."""
-        one = 0 if self.image_config is None else self.image_config.tokens
-        return self.config.image_positions or one
 
     def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
         if self.adapters is not None:
