@@ -1,4 +1,4 @@
-"""What every test shares: eight virtual CPU devices, strict rank promotion, the real footage."""
+"""What tests share: eight virtual CPU devices, strict rank promotion, a tiny model, footage."""
 
 import os
 import pathlib
@@ -15,6 +15,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+import sora_jax
+from tests.tiny_model import write_model
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -27,3 +30,15 @@ def real_clips() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real footage at {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a model of tiny networks."""
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    """The model of `folder`."""
+    return sora_jax.load(folder)

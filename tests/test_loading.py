@@ -16,18 +16,7 @@ from tests.tiny_model import (
     SETTINGS,
     VAE_CONFIG,
     draw_params,
-    write_model,
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return sora_jax.load(folder)
 
 
 def test_a_folder_says_what_the_model_is(model):

@@ -24,18 +24,7 @@ from tests.tiny_model import (
     SETTINGS,
     SIZE,
     VAE_CONFIG,
-    write_model,
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return sora_jax.load(folder)
 
 
 @pytest.fixture(scope="module")

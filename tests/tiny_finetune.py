@@ -1,13 +1,16 @@
 """Fine-tuning runs of `configs/finetune.py` in seconds, for a model folder of tiny networks."""
 
+import math
+
 import jax
+import numpy as np
 
 from configs import finetune
-from sora_jax.sharding import make_mesh
+from sora_jax.sharding import make_mesh, tree_shardings
 from sora_jax.training import setup
 from sora_jax.training.loop import train
 from sora_jax.training.optimizer import make_optimizer
-from sora_jax.training.placement import BatchSplit, split_of
+from sora_jax.training.placement import BatchSplit, place, place_batch, place_frozen, split_of
 
 
 def make_config(model, kind="lora", **changes):
@@ -45,3 +48,18 @@ def run(config, workdir, steps, devices=2):
         return train(task, tx, data.loader, held_out, settings, workdir, mesh)
     finally:
         data.loader.close()
+
+
+def check_that_a_mesh_changes_no_gradient(task, drawn, batch, tolerance):
+    """Of the parameters `drawn`; the tolerance is a share of each gradient's largest number."""
+    boxed, found = jax.eval_shape(task.init, jax.random.key(0)), []
+    for shape in ({"data": 1}, {"fsdp": 2, "context": 2, "tensor": 2}):
+        mesh = make_mesh(shape, jax.devices()[: math.prod(shape.values())])
+        params = place(drawn, tree_shardings(boxed, mesh))
+        with jax.set_mesh(mesh):
+            step = jax.jit(jax.grad(task.loss, has_aux=True))
+            frozen = place_frozen(task.frozen, mesh)
+            found.append(step(params, frozen, place_batch(batch, mesh), jax.random.key(3))[0])
+    for one, split in zip(*map(jax.tree.leaves, found), strict=True):
+        assert np.abs(one).max() > 0
+        np.testing.assert_allclose(split, one, rtol=0, atol=tolerance * np.abs(one).max())

@@ -1,7 +1,6 @@
 """Fine-tuning: what is trained, what a checkpoint holds, and what comes from the model."""
 
 import json
-import math
 import shutil
 
 import jax
@@ -11,16 +10,16 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
-from tiny_finetune import make_config, make_task, run
+from tiny_finetune import check_that_a_mesh_changes_no_gradient, make_config, make_task, run
 from tiny_model import write_model
 
 import sora_jax
 from sora_jax.models.lora import scaled
-from sora_jax.sharding import make_mesh, tree_shardings
+from sora_jax.sharding import make_mesh
 from sora_jax.training import dit_task, loop
 from sora_jax.training.inherit import inherit
 from sora_jax.training.optimizer import make_optimizer
-from sora_jax.training.placement import place, place_batch, place_frozen, split_of
+from sora_jax.training.placement import place_frozen, split_of
 from sora_jax.training.state import make_state
 from sora_jax.weights.lora import lora_to_diffusers, merge_lora
 from sora_jax.weights.lora_folder import save_lora, transformer_sha256
@@ -110,17 +109,7 @@ def test_a_mesh_changes_no_gradient_of_adapters(model, tmp_path):
     }
     boxed = jax.eval_shape(task.init, jax.random.key(0))
     drawn = jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), nn.unbox(boxed))
-    found = []
-    for shape in ({"data": 1}, {"fsdp": 2, "context": 2, "tensor": 2}):
-        mesh = make_mesh(shape, jax.devices()[: math.prod(shape.values())])
-        params = place(drawn, tree_shardings(boxed, mesh))
-        with jax.set_mesh(mesh):
-            step = jax.jit(jax.grad(task.loss, has_aux=True))
-            frozen = place_frozen(task.frozen, mesh)
-            found.append(step(params, frozen, place_batch(batch, mesh), jax.random.key(3))[0])
-    for one, split in zip(*map(jax.tree.leaves, found), strict=True):
-        assert np.abs(one).max() > 0
-        np.testing.assert_allclose(split, one, rtol=0, atol=1e-5 * np.abs(one).max())
+    check_that_a_mesh_changes_no_gradient(task, drawn, batch, 1e-5)
 
 
 def test_settings_are_those_of_the_model(model, tmp_path):

@@ -1,7 +1,6 @@
 """Models that see images beside the noise learn from what sampling will give them."""
 
 import json
-import math
 import shutil
 
 import jax
@@ -11,16 +10,15 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 from safetensors.numpy import save_file
-from tiny_finetune import make_config, make_task, run
+from tiny_finetune import check_that_a_mesh_changes_no_gradient, make_config, make_task, run
 
 import sora_jax
 from sora_jax.data.precompute import precompute
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.sizes import abstract_params
-from sora_jax.sharding import make_mesh, tree_shardings
 from sora_jax.training import loop
-from sora_jax.training.placement import BatchSplit, place, place_batch, place_frozen
+from sora_jax.training.placement import BatchSplit
 from sora_jax.training.setup import make_dit_task, workdir_path
 from sora_jax.weights.__main__ import import_open
 from sora_jax.weights.settings import from_settings
@@ -144,17 +142,8 @@ def test_a_mesh_changes_no_gradient_of_adapters(model, tmp_path):
         name: np.float32(rng.normal(size=(4, *shape)))
         for name, shape in {**shapes, "text": (4, 12)}.items()
     }
-    boxed, found = jax.eval_shape(task.init, jax.random.key(0)), []
-    for shape in ({"data": 1}, {"fsdp": 2, "context": 2, "tensor": 2}):
-        mesh = make_mesh(shape, jax.devices()[: math.prod(shape.values())])
-        params = place(draw(boxed), tree_shardings(boxed, mesh))
-        with jax.set_mesh(mesh):
-            step = jax.jit(jax.grad(task.loss, has_aux=True))
-            frozen = place_frozen(task.frozen, mesh)
-            found.append(step(params, frozen, place_batch(batch, mesh), jax.random.key(3))[0])
-    for one, split in zip(*map(jax.tree.leaves, found), strict=True):
-        assert np.abs(one).max() > 0
-        np.testing.assert_allclose(split, one, rtol=0, atol=1e-4 * np.abs(one).max())
+    drawn = draw(jax.eval_shape(task.init, jax.random.key(0)))
+    check_that_a_mesh_changes_no_gradient(task, drawn, batch, 1e-4)
 
 
 def test_adapters_go_on_bit_for_bit_and_image_tokens_have_some(model, latents, tmp_path):

@@ -21,16 +21,6 @@ from tests.tiny_model import PROMPT, write_model
 from tests.weights.open_folders import PIPELINE
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return sora_jax.load(folder)
-
-
 def is_quantised(x):
     return isinstance(x, qwix.QArray)
 
