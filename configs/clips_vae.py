@@ -42,6 +42,6 @@ def get_config(frames="17"):
 
     config.vae.latent_channels = 16
     config.optimizer.muon_learning_rate = 0.01
-    config.loss = ConfigDict({"kl": 1e-5, "gradient": 0.5, "adversarial": 0.0})
+    config.loss = ConfigDict({"kl": 1e-5, "gradient": 0.5, "change": 0.0, "adversarial": 0.0})
     config.loop.steps = 5000
     return config

@@ -58,7 +58,7 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Any:
     """The task of a training run; no parameters are used that it does not train."""
     if config.task == "vae":
         loss = config.loss
-        task = VAETask(sizes.vae, sizes.dtype, loss.kl, loss.gradient, config.data.fps)
+        task = VAETask(sizes.vae, sizes.dtype, loss.kl, loss.gradient, loss.change, config.data.fps)
         return AdversarialTask(task, loss.adversarial) if loss.adversarial else task
     # With latents and text features computed before, nothing else is on the devices.
     precomputed = {"text": _shapes(init_text, sizes.text)} if sizes.frozen_text else {}

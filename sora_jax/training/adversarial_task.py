@@ -27,7 +27,10 @@ class AdversarialTask:
 
     vae: VAETask
     weight: float
-    frozen: Any = None
+
+    @property
+    def frozen(self) -> Any:
+        return self.vae.frozen
 
     @property
     def start(self) -> Any:
@@ -43,7 +46,7 @@ class AdversarialTask:
     def loss(
         self, params: Any, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        loss, metrics, real, fake = self.vae.compare(params["vae"], batch, key)
+        loss, metrics, real, fake = self.vae.compare(params["vae"], frozen, batch, key)
         apply = Discriminator(dtype=self.vae.dtype).apply
         learning = {"params": params["discriminator"]}
         # Each term moves one of the two: the other is a constant in it.

@@ -56,6 +56,16 @@ def halve(x: jax.Array) -> jax.Array:
     return x.reshape(b, f, h // 2, 2, w // 2, 2, c).mean(axis=(3, 5))
 
 
+def change_loss(x: jax.Array, y: jax.Array) -> jax.Array:
+    """L1 between the changes from frame to frame, [B, F, H, W, C] -> []: what y flickers.
+
+    0 of images, which do not change.
+    """
+    if x.shape[1] == 1:
+        return jnp.zeros(())
+    return jnp.mean(jnp.abs(jnp.diff(x - y, axis=1)))
+
+
 def gradient_loss(x: jax.Array, y: jax.Array, scales: int = 3) -> jax.Array:
     """L1 between the differences of neighbouring pixels and frames, at halving sizes.
 

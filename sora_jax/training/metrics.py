@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ def measure_peak(size: int = 2048, repeats: int = 5) -> float:
 
 class Reporter:
     """Collects the metrics of steps and writes their means every so often.
+
+    Of a metric that has no value in some steps, NaN, the mean is over the others.
 
     Args:
       folder: for event files; None on all hosts but the first, which write nothing.
@@ -77,8 +80,9 @@ class Reporter:
           timed: whether it counts for the rates; its time was taken out by `pause` if not.
         """
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-            self._weights[name] = self._weights.get(name, 0) + 1
+            value, weight = float(value), not math.isnan(value)
+            self._sums[name] = self._sums.get(name, 0.0) + (value if weight else 0.0)
+            self._weights[name] = self._weights.get(name, 0) + weight
         if timed:
             self._steps_timed += 1
             self._clips += clips
@@ -89,7 +93,10 @@ class Reporter:
 
     def _flush(self, step: int) -> None:
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        values = {name: total / self._weights[name] for name, total in self._sums.items()}
+        values = {
+            name: total / self._weights[name] if self._weights[name] else math.nan
+            for name, total in self._sums.items()
+        }
         rates = {
             "steps_per_second": self._steps_timed / seconds,
             "clips_per_second": self._clips / seconds,
@@ -104,7 +111,7 @@ class Reporter:
         if self._bar.disable:
             logger.info("step %d/%d %s left %s", step, self._steps, line, left)
         else:
-            self._bar.set_postfix_str(f"loss {values.get('loss', float('nan')):.4g}")
+            self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4g}")
         self._sums, self._weights = {}, {}
         self._steps_timed, self._clips, self._flops = 0, 0, 0.0
         if self._writer is not None and self._folder != self._local:

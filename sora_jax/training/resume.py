@@ -49,17 +49,18 @@ def keep_tokenizer(workdir: Folder, make: Callable[[], Tokenizer]) -> Tokenizer:
         return Tokenizer.from_file(local)
 
 
-def keep_vae(workdir: Folder, folder: str) -> None:
+def keep_vae(workdir: Folder, folder: pathlib.Path | str, name: str) -> None:
     """Writes down the VAE of a run that begins, and refuses another one when it goes on.
 
     Args:
       workdir: of the run.
       folder: model folder of the VAE.
+      name: of the config's field that names it.
 
     Raises:
       ValueError: it is not the VAE that the run began with.
     """
-    _keep(workdir, VAE, vae_identity(folder), f"config.vae={folder} is not the VAE")
+    _keep(workdir, VAE, vae_identity(folder), f"config.{name}={folder} is not the VAE")
 
 
 def keep_text_encoder(workdir: Folder, folder: str, length: int) -> None:

@@ -39,12 +39,24 @@ from sora_jax.weights.settings import from_settings
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def make_vae_task(config: ConfigDict, split: BatchSplit) -> tuple[VAETask | AdversarialTask, Data]:
-    """The VAE, with a discriminator beside it if its loss has a weight, and its clips."""
+def make_vae_task(
+    config: ConfigDict, workdir: Folder, split: BatchSplit
+) -> tuple[VAETask | AdversarialTask, Data]:
+    """The VAE, with a discriminator beside it if its loss has a weight, and its clips.
+
+    With `config.keep_encoder` the decoder alone is trained.
+    """
     settings = from_settings(VAEConfig, config.vae)
     for bucket in read_buckets(config.data):
         settings.latent_shape(bucket.frames, bucket.height, bucket.width)
-    start = start_of_vae(config.init, settings)
+    begin = start_of_vae(config.init, settings)
+    if config.keep_encoder:
+        if begin is None:
+            raise ValueError(
+                "config.keep_encoder=True trains a decoder for latents that are as they were: give "
+                "the model folder of their VAE as config.init"
+            )
+        keep_vae(workdir, find_model(config.init), "init")
     data = make_data(
         config, split, spatial=settings.spatial_stride, temporal=settings.temporal_stride
     )
@@ -54,9 +66,11 @@ def make_vae_task(config: ConfigDict, split: BatchSplit) -> tuple[VAETask | Adve
         option(config, "dtype", DTYPES),
         kl_weight=config.loss.kl,
         gradient_weight=config.loss.gradient,
+        change_weight=config.loss.change,
         fps=data.fps,
         show=list(seen.values()),
-        start=start,
+        begin=begin,
+        keep_encoder=config.keep_encoder,
     )
     if config.loss.adversarial:
         task = AdversarialTask(task, config.loss.adversarial)
@@ -80,7 +94,7 @@ def make_dit_task(config: ConfigDict, workdir: Folder, split: BatchSplit) -> tup
             f"config.window={config.window} must be at least 2 latent frames and less than those "
             f"of the longest bucket, {longest}; 0 takes every clip whole"
         )
-    keep_vae(workdir, config.vae)
+    keep_vae(workdir, config.vae, "vae")
     if config.expert:
         keep_expert(workdir, config.expert)
     if config.data.latents:
@@ -200,7 +214,7 @@ def _check_companions(config: ConfigDict, base: pathlib.Path) -> None:
 
 
 # By config.task: (config, workdir, split) -> the task and its clips.
-TASKS = {"vae": lambda config, workdir, split: make_vae_task(config, split), "dit": make_dit_task}
+TASKS = {"vae": make_vae_task, "dit": make_dit_task}
 
 
 def make_loop_config(config: ConfigDict) -> LoopConfig:

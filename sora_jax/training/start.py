@@ -12,11 +12,11 @@ from sora_jax.models.sizes import abstract_params
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights.model_folder import find_model
-from sora_jax.weights.parts import load_dit, load_text, load_vae
+from sora_jax.weights.parts import LoadedVAE, load_dit, load_text, load_vae
 
 
-def start_of_vae(folder: str, config: VAEConfig) -> Any:
-    """Parameters of the VAE of a model or work folder, to train on; None if none is given.
+def start_of_vae(folder: str, config: VAEConfig) -> LoadedVAE | None:
+    """The VAE of a model or work folder, to train on; None if none is given.
 
     Raises:
       FileNotFoundError, ValueError: missing, damaged, or of another configuration.
@@ -25,7 +25,7 @@ def start_of_vae(folder: str, config: VAEConfig) -> Any:
         return None
     vae = load_vae(find_model(folder))
     _check_same(folder, "VAE", "vae", vae.config, config)
-    return vae.params
+    return vae
 
 
 def start_of_dit(folder: str, config: DiTConfig, text_config: TextConfig | None, part: str) -> Any:

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from sora_jax.diffusion.flow import add_noise, clean_from_velocity
-from sora_jax.training.losses import flow_loss, gradient_loss, hinge_loss, kl_loss
+from sora_jax.training.losses import change_loss, flow_loss, gradient_loss, hinge_loss, kl_loss
 
 SHAPE = (3, 4, 2, 3, 5)
 LEVELS = np.float32([[0.5, 0.5, 0.5, 0.5], [0.0, 0.9, 0.9, 0.9], [0.01, 0.3, 0.01, 1.0]])
@@ -132,3 +132,11 @@ def test_gradient_loss_ignores_brightness_and_sees_an_edge():
     edge[:, :, :, 4:] = 1
     assert float(gradient_loss(x, x + 0.5)) == 0
     assert float(gradient_loss(x, edge)) > 0.05
+
+
+def test_change_loss():
+    x, y = np.random.default_rng(0).uniform(-1, 1, (2, 2, 3, 8, 12, 3)).astype(np.float32)
+    moves = [(y[:, f + 1] - y[:, f]) - (x[:, f + 1] - x[:, f]) for f in range(2)]
+    np.testing.assert_allclose(change_loss(x, y), np.abs(moves).mean(), rtol=1e-5)
+    assert float(change_loss(x, x + 0.5)) == pytest.approx(0, abs=1e-7)  # the same in every frame
+    assert float(change_loss(x[:, :1], y[:, :1])) == 0

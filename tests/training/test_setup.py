@@ -45,7 +45,7 @@ def vae_config(**changes) -> ConfigDict:
 
 
 def test_held_out_batches_are_of_clips_that_training_never_draws():
-    task, data = setup.make_vae_task(vae_config(), BatchSplit())
+    task, data = setup.make_vae_task(vae_config(), pathlib.Path(), BatchSplit())
     data.loader.close()
     assert len(data.held_out) == 3 and data.fps == 8.0
     assert task.config.temporal_stride == 4
@@ -75,7 +75,7 @@ def test_held_out_batches_are_of_clips_that_training_never_draws():
 )
 def test_a_vae_that_cannot_be_trained_is_refused(changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        setup.make_vae_task(vae_config(**changes), BatchSplit())
+        setup.make_vae_task(vae_config(**changes), pathlib.Path(), BatchSplit())
 
 
 def begun(task):
@@ -85,7 +85,7 @@ def begun(task):
 
 
 def test_a_vae_starts_from_that_of_a_model_folder():
-    task, data = setup.make_vae_task(vae_config(init=PRETRAINED), BatchSplit())
+    task, data = setup.make_vae_task(vae_config(init=PRETRAINED), pathlib.Path(), BatchSplit())
     data.loader.close()
     np.testing.assert_equal(begun(task), load_vae(PRETRAINED).params)
     boxed = jax.eval_shape(task.init, jax.random.key(0))
@@ -95,7 +95,9 @@ def test_a_vae_starts_from_that_of_a_model_folder():
 
 @pytest.mark.parametrize(("weight", "kind"), [(0.0, VAETask), (0.1, AdversarialTask)])
 def test_a_discriminator_is_trained_only_where_its_loss_has_a_weight(weight, kind):
-    task, data = setup.make_vae_task(vae_config(**{"loss.adversarial": weight}), BatchSplit())
+    task, data = setup.make_vae_task(
+        vae_config(**{"loss.adversarial": weight}), pathlib.Path(), BatchSplit()
+    )
     data.loader.close()
     assert type(task) is kind
 

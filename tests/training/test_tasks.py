@@ -59,7 +59,7 @@ def dit():
 
 @pytest.fixture(scope="module")
 def vae():
-    task = VAETask(VAE, jnp.float32, kl_weight=0.1, gradient_weight=0.5, fps=8.0)
+    task = VAETask(VAE, jnp.float32, kl_weight=0.1, gradient_weight=0.5, change_weight=0.2, fps=8.0)
     batch = {"frames": np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8, 3), np.uint8)}
     return task, batch
 
@@ -245,7 +245,7 @@ def test_each_adversarial_term_moves_one_network(adversarial):
         return Discriminator().apply({"params": params["discriminator"]}, frames)
 
     def reconstruction(params):
-        return task.vae.compare(params["vae"], batch, key)[3]
+        return task.vae.compare(params["vae"], task.frozen, batch, key)[3]
 
     def generator(params):
         return -jnp.mean(score(params, reconstruction(params)))
@@ -257,14 +257,14 @@ def test_each_adversarial_term_moves_one_network(adversarial):
         )
 
     def alone(params):
-        return task.vae.loss(params["vae"], None, batch, key)[0]
+        return task.vae.loss(params["vae"], task.frozen, batch, key)[0]
 
     @jax.jit
     def separately(params):
         return [jax.value_and_grad(term)(params) for term in (alone, generator, judge)]
 
     (_, vae), (score_loss, pull), (judge_loss, teach) = separately(params)
-    found, metrics = jax.jit(jax.grad(task.loss, has_aux=True))(params, None, batch, key)
+    found, metrics = jax.jit(jax.grad(task.loss, has_aux=True))(params, task.frozen, batch, key)
     # What the discriminator learns says nothing to the VAE, nor the VAE's aim to the discriminator.
     vae, pull, teach = vae["vae"], pull["vae"], teach["discriminator"]
     assert_equal(found["vae"], jax.tree.map(lambda a, b: a + task.weight * b, vae, pull))
