@@ -16,30 +16,30 @@ import numpy as np
 
 import sora_jax
 from sora_jax.buckets import Bucket
-from sora_jax.data.worlds import shapes, verify
+from sora_jax.data.worlds import scenes, shapes, verify
 
 WORD, COLOUR = "violet", "purple"
 BUCKET = Bucket(17, 64, 64)
 ATTRIBUTES = ("colour", "shape", "direction", "all")
 
 
-def combinations(*, held_out: bool, known: bool) -> list[shapes.Combination]:
+def combinations(*, held_out: bool, known: bool) -> list[scenes.Combination]:
     """Those of purple or of the other colours, in an order without an order."""
     every = [
-        shapes.Combination(colour, shape, size, direction, background)
-        for colour in shapes.COLOURS
-        for shape in shapes.SHAPES
-        for size in shapes.SIZES
-        for direction in shapes.DIRECTIONS
-        for background in shapes.BACKGROUNDS
+        scenes.Combination(colour, shape, size, direction, background)
+        for colour in scenes.COLOURS
+        for shape in scenes.SHAPES
+        for size in scenes.SIZES
+        for direction in scenes.DIRECTIONS
+        for background in scenes.BACKGROUNDS
         if (colour != COLOUR) == known
-        and shapes.is_held_out(colour, shape, direction, background) == held_out
+        and scenes.is_held_out(colour, shape, direction, background) == held_out
     ]
     order = np.random.default_rng(0).permutation(len(every))
     return [every[i] for i in order]
 
 
-def captions(scene: shapes.Scene, rng: np.random.Generator) -> dict[str, str]:
+def captions(scene: scenes.Scene, rng: np.random.Generator) -> dict[str, str]:
     said = shapes.captions(scene, rng)
     return {kind: text.replace(COLOUR, WORD) for kind, text in said.items()}
 
@@ -49,9 +49,9 @@ def render(folder: pathlib.Path, clips: int) -> None:
     chosen, rng = combinations(held_out=False, known=False), np.random.default_rng(1)
     rows = []
     for i in range(clips):
-        scene = shapes.place(rng, BUCKET, [chosen[i % len(chosen)]])
+        scene = scenes.place(rng, BUCKET, [chosen[i % len(chosen)]])
         name = f"{i:04}.mp4"
-        sora_jax.save(shapes.render(scene), folder / name, fps=shapes.FPS)
+        sora_jax.save(scenes.render(scene), folder / name, fps=shapes.FPS)
         rows.append(json.dumps({"file_name": name, **captions(scene, rng)}))
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
 
@@ -62,11 +62,11 @@ def score(checkpoint: str, samples: int) -> None:
     for name, known in ((WORD, False), ("known", True)):
         rng = np.random.default_rng(2)
         chosen = combinations(held_out=True, known=known)
-        scenes = [shapes.place(rng, BUCKET, [chosen[i % len(chosen)]]) for i in range(samples)]
-        prompts = [captions(scene, rng)["detailed"] for scene in scenes]
+        asked = [scenes.place(rng, BUCKET, [chosen[i % len(chosen)]]) for i in range(samples)]
+        prompts = [captions(scene, rng)["detailed"] for scene in asked]
         size = BUCKET.width, BUCKET.height
         clips = model.sample(prompts, size=size, frames=BUCKET.frames, seed=0)
-        found = [verify.check(clip, scene) for clip, scene in zip(clips, scenes)]
+        found = [verify.check(clip, scene) for clip, scene in zip(clips, asked)]
         shares = [np.mean([one[attribute] for one in found]) for attribute in ATTRIBUTES]
         print(f"{name:>8}" + "".join(f"{100 * share:>10.1f}%" for share in shares))
 

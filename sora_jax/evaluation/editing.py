@@ -15,7 +15,7 @@ import numpy as np
 
 from sora_jax import endless, passages, prompting
 from sora_jax.data.worlds import verify
-from sora_jax.data.worlds.shapes import COLOURS
+from sora_jax.data.worlds.scenes import COLOURS
 from sora_jax.evaluation.examples import Example, another
 from sora_jax.evaluation.reconstruction import psnr
 from sora_jax.models.pixels import to_float

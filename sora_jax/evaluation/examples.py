@@ -8,13 +8,8 @@ import numpy as np
 from sora_jax.buckets import Bucket
 from sora_jax.data.captions import KINDS
 from sora_jax.data.source import ClipSource
-from sora_jax.data.worlds.shapes import (
-    Scene,
-    captions,
-    held_out_combinations,
-    place,
-    render,
-)
+from sora_jax.data.worlds.scenes import Scene, held_out_combinations, place, render
+from sora_jax.data.worlds.shapes import captions
 from sora_jax.pipeline import Model
 
 SHAPES = ((64, 64), (64, 96), (96, 64))  # (height, width), in turn

@@ -10,7 +10,8 @@ import numpy as np
 
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds import verify
-from sora_jax.data.worlds.shapes import captions, held_out_combinations, place
+from sora_jax.data.worlds.scenes import held_out_combinations, place
+from sora_jax.data.worlds.shapes import captions
 from sora_jax.pipeline import Model
 from sora_jax.video_io import write
 

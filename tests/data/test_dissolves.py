@@ -5,7 +5,8 @@ import pytest
 
 from sora_jax.buckets import Bucket
 from sora_jax.data.worlds.dissolves import LENGTHS, Dissolves
-from sora_jax.data.worlds.shapes import Shapes, is_held_out, render
+from sora_jax.data.worlds.scenes import is_held_out, render
+from sora_jax.data.worlds.shapes import Shapes
 
 LONG, SHORT = Bucket(33, 64, 96), Bucket(17, 64, 64)
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from sora_jax.buckets import Bucket
-from sora_jax.data.worlds import shapes
+from sora_jax.data.worlds import scenes, shapes
 
 CANVASES = ((64, 64), (64, 96), (96, 64))
 BUCKETS = [Bucket(f, h, w) for f in (1, 9, 17) for h, w in CANVASES]
 
 
-def one(frames=17, height=64, width=64, background="black", **attributes) -> shapes.Scene:
+def one(frames=17, height=64, width=64, background="black", **attributes) -> scenes.Scene:
     values = {
         "colour": "red",
         "shape": "circle",
@@ -23,13 +23,13 @@ def one(frames=17, height=64, width=64, background="black", **attributes) -> sha
         "y": 32.0,
         "speed": 1.5,
     } | attributes
-    return shapes.Scene((shapes.Sprite(**values),), background, frames, height, width)
+    return scenes.Scene((scenes.Sprite(**values),), background, frames, height, width)
 
 
 def amount(frames: np.ndarray, colour: str, background: str) -> np.ndarray:
     """How much of the colour each pixel holds, float [F, H, W]."""
-    base = np.array(shapes.BACKGROUNDS[background], float)
-    line = shapes.COLOURS[colour] - base
+    base = np.array(scenes.BACKGROUNDS[background], float)
+    line = scenes.COLOURS[colour] - base
     return (frames - base) @ line / (line @ line)
 
 
@@ -42,18 +42,18 @@ def test_every_clip_has_its_own_buckets_shape_and_the_shape_it_is_read_at():
         frames = source.read(index, bucket, np.random.default_rng(0))["frames"]
         assert frames.dtype == np.uint8
         assert frames.shape == (bucket.frames, bucket.height, bucket.width, 3)
-        assert np.array_equal(frames, shapes.render(source.scene(index)))
+        assert np.array_equal(frames, scenes.render(source.scene(index)))
     odd = Bucket(5, 40, 72)
     assert source.read(3, odd, np.random.default_rng(0))["frames"].shape == (5, 40, 72, 3)
 
 
 def test_a_clip_depends_on_seed_split_and_index_only():
-    def scenes(seed=0, split="train"):
+    def of(seed=0, split="train"):
         source = shapes.Shapes(20, BUCKETS, seed=seed, split=split)
         return [source.scene(i, BUCKETS[4]) for i in range(20)]
 
-    assert scenes() == scenes()
-    assert len(set(scenes() + scenes(seed=1) + scenes(split="held_out"))) == 60
+    assert of() == of()
+    assert len(set(of() + of(seed=1) + of(split="held_out"))) == 60
     source = shapes.Shapes(20, BUCKETS)
     clips = [source.read(2, BUCKETS[4], np.random.default_rng(s)) for s in range(12)]
     assert all(np.array_equal(c["frames"], clips[0]["frames"]) for c in clips)
@@ -70,17 +70,17 @@ def test_weights_mix_the_buckets():
 
 @pytest.mark.parametrize("frames", [1, 9])
 def test_training_never_shows_a_held_out_combination_and_held_out_shows_only_those(frames):
-    held_out = set(shapes.held_out_combinations(images=frames == 1))
+    held_out = set(scenes.held_out_combinations(images=frames == 1))
     assert len(held_out) == (36 if frames == 1 else 144)
-    every = math.prod(map(len, (shapes.COLOURS, shapes.SHAPES, shapes.SIZES, shapes.BACKGROUNDS)))
-    every *= 1 if frames == 1 else len(shapes.DIRECTIONS)
+    every = math.prod(map(len, (scenes.COLOURS, scenes.SHAPES, scenes.SIZES, scenes.BACKGROUNDS)))
+    every *= 1 if frames == 1 else len(scenes.DIRECTIONS)
     seen = {}
-    for split in shapes.SPLITS:
+    for split in scenes.SPLITS:
         rng = np.random.default_rng(0)
-        scenes = [shapes.draw_scene(rng, Bucket(frames, 64, 64), split, 0.5) for _ in range(5000)]
+        drawn = [scenes.draw_scene(rng, Bucket(frames, 64, 64), split, 0.5) for _ in range(5000)]
         seen[split] = {
-            shapes.Combination(s.colour, s.shape, s.size, s.direction, scene.background)
-            for scene in scenes
+            scenes.Combination(s.colour, s.shape, s.size, s.direction, scene.background)
+            for scene in drawn
             for s in scene.sprites
         }
     assert seen["held_out"] == held_out
@@ -89,26 +89,26 @@ def test_training_never_shows_a_held_out_combination_and_held_out_shows_only_tho
 
 
 def test_motion_comes_round_the_torus():
-    for direction in shapes.DIRECTIONS:
-        for shape in shapes.SHAPES:
-            frames = shapes.render(one(33, direction=direction, shape=shape, speed=2.0, x=20.3))
+    for direction in scenes.DIRECTIONS:
+        for shape in scenes.SHAPES:
+            frames = scenes.render(one(33, direction=direction, shape=shape, speed=2.0, x=20.3))
             assert np.array_equal(frames[0], frames[32])
             assert not np.array_equal(frames[0], frames[16])
             mass = amount(frames, "red", "black").sum((1, 2))
             assert np.ptp(mass) < 0.02 * mass.mean()
 
 
-@pytest.mark.parametrize("shape", shapes.SHAPES)
-@pytest.mark.parametrize("size", shapes.SIZES)
+@pytest.mark.parametrize("shape", scenes.SHAPES)
+@pytest.mark.parametrize("size", scenes.SIZES)
 def test_pixels_hold_the_true_area_and_sub_pixel_centre(shape, size):
     scene = one(9, 96, 128, shape=shape, size=size, x=40.3, y=51.6, speed=1.37)
-    alpha = amount(shapes.render(scene), "red", "black")
+    alpha = amount(scenes.render(scene), "red", "black")
     area = alpha.sum((1, 2))
-    radius = shapes.SIZES[size] * 1.5
+    radius = scenes.SIZES[size] * 1.5
     np.testing.assert_allclose(area, np.pi * radius**2, rtol=0.03)
     x = (alpha.sum(1) @ (np.arange(128) + 0.5)) / area
     y = (alpha.sum(2) @ (np.arange(96) + 0.5)) / area
-    truth = shapes.track(scene.sprites[0], 9)
+    truth = scenes.track(scene.sprites[0], 9)
     np.testing.assert_allclose(np.stack([x, y], 1), truth, atol=0.15)
     assert truth[8, 0] - truth[0, 0] == pytest.approx(8 * 1.37)
 
@@ -117,10 +117,10 @@ def test_sprites_start_inside_the_frame_and_apart():
     rng = np.random.default_rng(0)
     for number in range(120):
         height, width = CANVASES[number % 3]
-        scene = shapes.draw_scene(rng, Bucket(1, height, width), two_sprites=1.0)
+        scene = scenes.draw_scene(rng, Bucket(1, height, width), two_sprites=1.0)
         single = [dataclasses.replace(scene, sprites=(s,)) for s in scene.sprites]
         alphas = [
-            amount(shapes.render(s), s.sprites[0].colour, s.background)[0] > 0.5 for s in single
+            amount(scenes.render(s), s.sprites[0].colour, s.background)[0] > 0.5 for s in single
         ]
         for mask in alphas:
             assert not (mask[0].any() and mask[-1].any())
@@ -133,20 +133,20 @@ def test_speed_and_size_scale_with_the_short_side():
     rng = np.random.default_rng(0)
     for height, width in ((32, 48), (128, 256)):
         factor = min(height, width) / 64
-        scene = shapes.draw_scene(rng, Bucket(9, height, width), two_sprites=0.0)
+        scene = scenes.draw_scene(rng, Bucket(9, height, width), two_sprites=0.0)
         sprite = scene.sprites[0]
         assert factor <= sprite.speed <= 2 * factor
-        area = amount(shapes.render(scene), sprite.colour, scene.background).sum((1, 2))
+        area = amount(scenes.render(scene), sprite.colour, scene.background).sum((1, 2))
         np.testing.assert_allclose(
-            area, np.pi * (shapes.SIZES[sprite.size] * factor) ** 2, rtol=0.05
+            area, np.pi * (scenes.SIZES[sprite.size] * factor) ** 2, rtol=0.05
         )
 
 
 def test_the_first_sprite_is_in_front():
     front, back = one().sprites[0], one(colour="blue", size="large").sprites[0]
-    frames = shapes.render(shapes.Scene((front, back), "white", 1, 64, 64))
-    assert tuple(frames[0, 32, 32]) == shapes.COLOURS["red"]
-    assert tuple(frames[0, 32, 42]) == shapes.COLOURS["blue"]
+    frames = scenes.render(scenes.Scene((front, back), "white", 1, 64, 64))
+    assert tuple(frames[0, 32, 32]) == scenes.COLOURS["red"]
+    assert tuple(frames[0, 32, 42]) == scenes.COLOURS["blue"]
 
 
 def test_captions_say_what_is_shown():
@@ -168,8 +168,8 @@ def test_captions_say_what_is_shown():
 
 
 def test_given_combinations_can_be_placed():
-    combination = shapes.held_out_combinations()[5]
-    scene = shapes.place(np.random.default_rng(0), Bucket(9, 64, 96), [combination])
+    combination = scenes.held_out_combinations()[5]
+    scene = scenes.place(np.random.default_rng(0), Bucket(9, 64, 96), [combination])
     sprite = scene.sprites[0]
     assert combination == (
         sprite.colour,
@@ -179,7 +179,7 @@ def test_given_combinations_can_be_placed():
         scene.background,
     )
     with pytest.raises(ValueError, match="one or two"):
-        shapes.place(np.random.default_rng(0), Bucket(9, 64, 96), [])
+        scenes.place(np.random.default_rng(0), Bucket(9, 64, 96), [])
 
 
 def test_wrong_arguments_are_named():

@@ -7,13 +7,13 @@ import pytest
 from scipy import ndimage
 
 from sora_jax.buckets import Bucket
-from sora_jax.data.worlds import shapes, verify
+from sora_jax.data.worlds import scenes, shapes, verify
 
 BUCKETS = [Bucket(f, h, w) for f in (1, 9, 17, 33) for h, w in ((64, 64), (64, 96), (96, 64))]
 CLIPS = [b for b in BUCKETS if b.frames in (9, 17)]
 
 
-def scenes(count: int, buckets=BUCKETS, seed: int = 0, two_sprites: float = 0.25):
+def draw_scenes(count: int, buckets=BUCKETS, seed: int = 0, two_sprites: float = 0.25):
     source = shapes.Shapes(count, buckets, seed=seed, two_sprites=two_sprites)
     return [source.scene(i) for i in range(count)]
 
@@ -34,13 +34,13 @@ def rate(clips) -> dict[str, float]:
 
 
 def test_rendered_clips_are_right():
-    found = rate((shapes.render(s), s) for s in scenes(300))
+    found = rate((scenes.render(s), s) for s in draw_scenes(300))
     assert min(found.values()) >= 0.99, found
 
 
 def test_blurred_noisy_clips_are_right():
     rng = np.random.default_rng(0)
-    found = rate((worn(shapes.render(s), rng), s) for s in scenes(100, seed=1))
+    found = rate((worn(scenes.render(s), rng), s) for s in draw_scenes(100, seed=1))
     assert min(found.values()) >= 0.97, found
 
 
@@ -51,26 +51,26 @@ def test_recoloured_clips_are_right():
         grey = frames.mean(-1, keepdims=True)
         return worn(20 + 0.85 * (grey + 0.75 * (frames - grey)), rng, noise=5)
 
-    found = rate((pale(shapes.render(s)), s) for s in scenes(40, seed=2))
+    found = rate((pale(scenes.render(s)), s) for s in draw_scenes(40, seed=2))
     assert found["all"] >= 0.95, found
 
 
 def test_another_size_of_canvas_is_right():
     buckets = [Bucket(9, 32, 48), Bucket(9, 128, 128), Bucket(5, 80, 112)]
-    found = rate((shapes.render(s), s) for s in scenes(30, buckets))
+    found = rate((scenes.render(s), s) for s in draw_scenes(30, buckets))
     assert min(found.values()) >= 0.96, found
 
 
 def test_reading_measures_positions_and_sizes():
-    for scene in scenes(12, CLIPS, seed=3, two_sprites=0.0):
-        reading = verify.read(worn(shapes.render(scene), np.random.default_rng(0)))
+    for scene in draw_scenes(12, CLIPS, seed=3, two_sprites=0.0):
+        reading = verify.read(worn(scenes.render(scene), np.random.default_rng(0)))
         assert reading.background == scene.background
         (sprite,) = reading.sprites
-        truth = shapes.track(scene.sprites[0], scene.frames)
+        truth = scenes.track(scene.sprites[0], scene.frames)
         canvas = np.array((scene.width, scene.height))
         error = (sprite.centres - truth + canvas / 2) % canvas - canvas / 2
         assert np.abs(error).max() < 1.0
-        assert sprite.radius == pytest.approx(shapes.SIZES[scene.sprites[0].size], rel=0.1)
+        assert sprite.radius == pytest.approx(scenes.SIZES[scene.sprites[0].size], rel=0.1)
         assert sprite.fit > 0.85
 
 
@@ -91,7 +91,7 @@ def test_noise_is_never_right():
         return np.full(shape, 128, np.uint8)
 
     for make in (white, cloudy, grainy, flat):
-        clips = [(make((s.frames, s.height, s.width, 3)), s) for s in scenes(12)]
+        clips = [(make((s.frames, s.height, s.width, 3)), s) for s in draw_scenes(12)]
         assert rate(clips)["all"] == 0, make
 
 
@@ -105,8 +105,8 @@ def test_random_blobs_seldom_have_a_shape():
         if not 150 < area.max() < 600:
             continue
         frame = np.empty((1, 64, 64, 3), np.uint8)
-        frame[:] = shapes.BACKGROUNDS["black"]
-        frame[0, labels == area.argmax() + 1] = shapes.COLOURS["green"]
+        frame[:] = scenes.BACKGROUNDS["black"]
+        frame[0, labels == area.argmax() + 1] = scenes.COLOURS["green"]
         shaped.append(any(s.shape for s in verify.read(frame).sprites))
     assert np.mean(shaped) <= 0.15
 
@@ -130,7 +130,7 @@ def test_motion_that_is_not_the_one_asked_for_is_wrong():
         return frames[rng.permutation(len(frames))]
 
     for change in (still, jittered, diagonal, backwards, shuffled):
-        found = rate((change(shapes.render(s)), s) for s in scenes(12, CLIPS, seed=4))
+        found = rate((change(scenes.render(s)), s) for s in draw_scenes(12, CLIPS, seed=4))
         assert found["direction"] == 0 and found["all"] == 0, change
         assert found["colour"] == 1 and found["shape"] >= 0.95, change
 
@@ -138,13 +138,13 @@ def test_motion_that_is_not_the_one_asked_for_is_wrong():
 @pytest.mark.parametrize("name", ["colour", "shape", "direction", "size"])
 def test_a_wrong_attribute_is_named(name):
     vocabulary = {
-        "colour": shapes.COLOURS,
-        "shape": shapes.SHAPES,
-        "direction": shapes.DIRECTIONS,
-        "size": shapes.SIZES,
+        "colour": scenes.COLOURS,
+        "shape": scenes.SHAPES,
+        "direction": scenes.DIRECTIONS,
+        "size": scenes.SIZES,
     }[name]
-    for scene in scenes(8, CLIPS, seed=5, two_sprites=0.0):
-        frames = shapes.render(scene)
+    for scene in draw_scenes(8, CLIPS, seed=5, two_sprites=0.0):
+        frames = scenes.render(scene)
         (sprite,) = scene.sprites
         for other in vocabulary:
             check = verify.check(frames, [dataclasses.replace(sprite, **{name: other})])
@@ -156,19 +156,19 @@ def test_a_wrong_attribute_is_named(name):
 def test_attributes_swapped_between_two_sprites_are_wrong():
     pairs = [
         s
-        for s in scenes(40, CLIPS, seed=6, two_sprites=1.0)
+        for s in draw_scenes(40, CLIPS, seed=6, two_sprites=1.0)
         if s.sprites[0].shape != s.sprites[1].shape
     ]
     for scene in pairs[:12]:
         a, b = scene.sprites
         swapped = (dataclasses.replace(a, shape=b.shape), dataclasses.replace(b, shape=a.shape))
-        check = verify.check(shapes.render(scene), swapped)
+        check = verify.check(scenes.render(scene), swapped)
         assert check["colour"] and not check["shape"] and not check["all"]
 
 
 @pytest.mark.parametrize("same_colour", [False, True])
 def test_a_second_object_nobody_asked_for_is_wrong(same_colour):
-    for scene in scenes(10, CLIPS, seed=7, two_sprites=0.0):
+    for scene in draw_scenes(10, CLIPS, seed=7, two_sprites=0.0):
         (sprite,) = scene.sprites
         extra = dataclasses.replace(
             sprite,
@@ -177,16 +177,16 @@ def test_a_second_object_nobody_asked_for_is_wrong(same_colour):
             x=sprite.x + scene.width / 2,
             y=sprite.y + scene.height / 2,
         )
-        frames = shapes.render(dataclasses.replace(scene, sprites=(sprite, extra)))
+        frames = scenes.render(dataclasses.replace(scene, sprites=(sprite, extra)))
         check = verify.check(frames, scene)
         assert not check["count"] and not check["all"]
-        assert verify.check(shapes.render(scene), [sprite])["all"]
+        assert verify.check(scenes.render(scene), [sprite])["all"]
 
 
 def test_an_object_that_vanishes_is_wrong():
-    for scene in scenes(10, CLIPS, seed=8):
-        frames = shapes.render(scene)
-        frames[scene.frames // 2 :] = shapes.BACKGROUNDS[scene.background]
+    for scene in draw_scenes(10, CLIPS, seed=8):
+        frames = scenes.render(scene)
+        frames[scene.frames // 2 :] = scenes.BACKGROUNDS[scene.background]
         assert not verify.check(frames, scene)["all"]
         sprite = scene.sprites[0]
         assert not verify.check(frames, [sprite])["shape"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sora_jax
-from sora_jax.data.worlds.shapes import is_held_out
+from sora_jax.data.worlds.scenes import is_held_out
 from sora_jax.evaluation.examples import another, read_examples, render_examples
 from tests.tiny_model import FRAMES, PROMPT, write_model
 

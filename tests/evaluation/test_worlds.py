@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from sora_jax.buckets import Bucket
-from sora_jax.data.worlds.shapes import (
+from sora_jax.data.worlds.scenes import (
     BACKGROUNDS,
     COLOURS,
     DIRECTIONS,

@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 
 from sora_jax.buckets import Bucket
-from sora_jax.data.worlds.shapes import (
-    Combination,
-    Scene,
-    Shapes,
-    captions,
-    draw_scene,
-    place,
-    render,
-)
+from sora_jax.data.worlds.scenes import Combination, Scene, draw_scene, place, render
+from sora_jax.data.worlds.shapes import Shapes, captions
 from sora_jax.seams import dissolve
 
 LENGTHS = (4, 12)  # of a dissolve, frames
