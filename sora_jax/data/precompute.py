@@ -35,6 +35,7 @@ from sora_jax.data.latent_records import Record, check_output, write_latents
 from sora_jax.data.precompute_plan import Batch, check_distinct, choose, make_batches, make_files
 from sora_jax.data.source import ClipSource
 from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.image import count_tokens
 from sora_jax.progress import Progress
 from sora_jax.training.clips import make_source, option, read_buckets
 from sora_jax.training.frozen import (
@@ -76,6 +77,8 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     config = inherit(config)
     if passes < 1:
         raise ValueError(f"--passes={passes}: each clip is read at least once")
+    if config.seed < 0:
+        raise ValueError(f"config.seed={config.seed} must not be negative")
     if not isinstance(config.vae, str):
         raise ValueError("config.vae is no folder: give the config of a transformer")
     if config.data.get("latents"):
@@ -169,17 +172,15 @@ class _Images(NamedTuple):
 
 def _load_images(config: ConfigDict, vae: LoadedVAE, buckets: Sequence[Bucket]) -> _Images:
     """What the transformer of `config.init` sees of images."""
-    known = {field.name for field in dataclasses.fields(DiTConfig)}
-    said = {name: value for name, value in config.dit.items() if name in known}
-    dit = from_settings(DiTConfig, {**said, "latent_channels": vae.config.latent_channels})
-    last, folder = bool(dit.image_positions), find_model(config.init)
+    channels = vae.config.latent_channels
+    dit = from_settings(DiTConfig, {**config.dit, "latent_channels": channels})
     sizes, params = make_images(config, dit, buckets)
     reader = make_image_reader(dit, vae, sizes, params, option(config, "dtype", DTYPES))
-    identity = image_identity(folder, last)
+    identity = image_identity(find_model(config.init), dit.sees_last)
     if sizes is None:
         return _Images(identity, None, reader, 0, 0)
-    numbers = (1 + last) * sizes.tokens * sizes.width
-    return _Images(identity, make_look(sizes, last), reader, sizes.width, numbers)
+    numbers = count_tokens(dit.image_positions, sizes) * sizes.width
+    return _Images(identity, make_look(sizes, dit.sees_last), reader, sizes.width, numbers)
 
 
 @dataclasses.dataclass

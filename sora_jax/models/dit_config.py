@@ -70,6 +70,11 @@ class DiTConfig:
     def head_width(self) -> int:
         return self.width // self.heads
 
+    @property
+    def sees_last(self) -> bool:
+        """Whether what it sees of a clip beside the noise is the last frame besides the first."""
+        return self.image_positions > 0
+
     def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens along time, height and width of latents [T, h, w]."""
         return tuple(-(-size // patch) for size, patch in zip(latent_shape, self.patch))

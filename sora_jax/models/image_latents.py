@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.image_pixels import seen_places
 from sora_jax.models.pixels import to_float
 from sora_jax.models.vae_clips import encode_clip
 from sora_jax.models.vae_config import VAEConfig
@@ -38,11 +39,6 @@ def encode_images(
     return encode_clip(config, params, clips, mean, std, dtype)
 
 
-def places(config: DiTConfig, frames: int) -> tuple[int, ...]:
-    """Where a transformer in training sees images of a clip: first, and last if it knows both."""
-    return (0, frames - 1) if config.image_positions else (0,)
-
-
 def see_frames(
     dit: DiTConfig,
     config: VAEConfig,
@@ -52,9 +48,10 @@ def see_frames(
     std: jax.Array,
     dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
-    """`encode_images` of a clip's own frames uint8 [B, F, H, W, 3], at `places`."""
-    at = places(dit, frames.shape[1])
-    images, count = frames[:, jnp.array(at)], frames.shape[1]
+    """`encode_images` of a clip's own frames uint8 [B, F, H, W, 3], at `seen_places`."""
+    count = frames.shape[1]
+    at = seen_places(count, last=dit.sees_last)
+    images = frames[:, jnp.array(at)]
     return encode_images(config, params, images, mean, std, at=at, frames=count, dtype=dtype)
 
 

@@ -16,16 +16,20 @@ class Taken(NamedTuple):
     std: tuple[float, float, float]
 
 
-def prepare_places(frames: np.ndarray, config: Taken, last: bool) -> np.ndarray:
-    """What `prepare` makes of the first frame of a clip: float32 [n, side, side, 3].
+def seen_places(frames: int, *, last: bool) -> tuple[int, ...]:
+    """Where a transformer in training sees images of a clip of so many frames: first, and last."""
+    return (0, frames - 1) if last else (0,)
+
+
+def prepare_seen(frames: np.ndarray, config: Taken, last: bool) -> np.ndarray:
+    """What `prepare` makes of the frames of a clip at `seen_places`: float32 [n, side, side, 3].
 
     Args:
       frames: uint8 [F, H, W, 3].
       config: of the encoder.
-      last: the last frame as well.
+      last: see `DiTConfig.sees_last`.
     """
-    places = (0, -1) if last else (0,)
-    return np.stack([prepare(frames[place], config) for place in places])
+    return np.stack([prepare(frames[at], config) for at in seen_places(len(frames), last=last)])
 
 
 def prepare(image: np.ndarray, config: Taken) -> np.ndarray:

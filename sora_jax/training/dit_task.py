@@ -21,7 +21,8 @@ from sora_jax.diffusion.flow import (
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.dit_config import DiTConfig, attention_flops, flops
 from sora_jax.models.image import ImageConfig, count_tokens, image_tokens
-from sora_jax.models.image_latents import places, see_frames, with_mask
+from sora_jax.models.image_latents import see_frames, with_mask
+from sora_jax.models.image_pixels import seen_places
 from sora_jax.models.lora import LoRAConfig, init_lora, scaled
 from sora_jax.models.text import TextConfig, TextEncoder, init_text
 from sora_jax.models.vae import VAEConfig, encode_frames
@@ -150,7 +151,8 @@ class DiTTask:
             given = batch["frames"], frozen["latent_mean"], frozen["latent_std"], self.dtype
             latents = see_frames(self.config, self.vae_config, frozen["vae"], *given)
             length = batch["frames"].shape[1]
-        channels = with_mask(latents, at=places(self.config, length), frames=length)
+        at = seen_places(length, last=self.config.sees_last)
+        channels = with_mask(latents, at=at, frames=length)
         if "image_tokens" in batch:
             return channels, batch["image_tokens"].astype(jnp.float32)
         if self.image_config is None:
@@ -218,10 +220,10 @@ class DiTTask:
         metrics = {}
         # By thirds of the level: what is decided at high noise hides in the mean.
         for name, low, high in (("low", 0.0, 0.5), ("middle", 0.5, 0.8), ("high", 0.8, 1.01)):
-            inside = ((t >= low) & (t < high)).astype(jnp.float32)
+            within = ((t >= low) & (t < high)).astype(jnp.float32)
             metrics[f"loss_{name}_noise"] = jnp.where(
-                jnp.sum(inside) > 0,
-                jnp.sum(losses * inside) / jnp.maximum(jnp.sum(inside), 1.0),
+                jnp.sum(within) > 0,
+                jnp.sum(losses * within) / jnp.maximum(jnp.sum(within), 1.0),
                 jnp.nan,
             )
         return jnp.mean(losses), metrics

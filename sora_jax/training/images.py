@@ -1,16 +1,17 @@
 """What a run shows a transformer beside the noise: the first frame of a clip, or both ends."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from sora_jax.buckets import Bucket
 from sora_jax.data.identity import check_images
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig
-from sora_jax.models.image_pixels import Taken, prepare_places
+from sora_jax.models.image_pixels import Taken, prepare_seen
 from sora_jax.training.frozen import load_image_encoder
 from sora_jax.weights.model_folder import find_model
 
@@ -56,14 +57,13 @@ def image_reading(config: ConfigDict, dit: DiTConfig, image: ImageConfig | None)
     Raises:
       FileNotFoundError, ValueError: those that were precomputed are of another model.
     """
-    last = bool(dit.image_positions)
     if dit.image_channels and config.data.latents:
-        check_images(config.data.latents, find_model(config.init), last)
+        check_images(config.data.latents, find_model(config.init), dit.sees_last)
         return {"images": True}
-    return {} if image is None else {"look": make_look(image, last)}
+    return {} if image is None else {"look": make_look(image, dit.sees_last)}
 
 
-def make_look(config: ImageConfig, last: bool) -> Any:
-    """Frames of a clip to the pixels that an image encoder takes, see `prepare_places`."""
+def make_look(config: ImageConfig, last: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """Frames of a clip to the pixels that an image encoder takes, see `prepare_seen`."""
     taken = Taken(config.side, config.mean, config.std)
-    return functools.partial(prepare_places, config=taken, last=last)
+    return functools.partial(prepare_seen, config=taken, last=last)
