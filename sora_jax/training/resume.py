@@ -1,4 +1,4 @@
-"""What a run must find again when it goes on: tokenizer, VAE, text encoder, sizes of batches.
+"""What a run must find again when it goes on: tokenizer, VAE, text encoder, adapters, batches.
 
 They come from outside the checkpoint and could change under a run: captions that are edited or
 read from another dataset train another tokenizer, whose every id means something else. The first
@@ -37,16 +37,53 @@ def has_checkpoint(workdir: Folder) -> bool:
 
 
 def keep_tokenizer(workdir: Folder, make: Callable[[], Tokenizer]) -> Tokenizer:
-    """The tokenizer that the run began with; what `make` returns where it only begins."""
+    """The tokenizer that the run began with; what `make` returns where it only begins.
+
+    Raises:
+      ValueError: the run has checkpoints and no tokenizer.
+    """
     file = workdir / TOKENIZER
-    begins = not (has_checkpoint(workdir) and file.is_file())
-    if begins and jax.process_index() == 0:
+    if not _has_begun(workdir, TOKENIZER) and jax.process_index() == 0:
         with tempfile.TemporaryDirectory() as scratch:
             make().save(f"{scratch}/{TOKENIZER}")
             upload(pathlib.Path(scratch), workdir)
     wait_for_all("the tokenizer is written")
     with local_file(file) as local:
         return Tokenizer.from_file(local)
+
+
+def _has_begun(workdir: Folder, name: str) -> bool:
+    """Whether a run has checkpoints; raises ValueError if it lacks a file of its beginning."""
+    begun = has_checkpoint(workdir)
+    if begun and not (workdir / name).is_file():
+        raise ValueError(
+            f"{workdir} has checkpoints and no {name}, which their run wrote down as it began: put "
+            "it back, or begin anew in another --workdir"
+        )
+    return begun
+
+
+def _begun_with(workdir: Folder, name: str) -> dict[str, Any] | None:
+    """What a run wrote down as it began; None where it only begins.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    if not _has_begun(workdir, name):
+        return None
+    file = workdir / name
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): put back what the run began with, or begin anew in "
+            "another --workdir"
+        ) from error
+
+
+def _write_down(workdir: Folder, name: str, said: dict[str, Any]) -> None:
+    if jax.process_index() == 0:
+        (workdir / name).write_text(json.dumps(said, indent=1), encoding="utf-8")
 
 
 def keep_vae(workdir: Folder, folder: pathlib.Path | str, name: str) -> None:
@@ -75,11 +112,10 @@ def keep_text_encoder(workdir: Folder, folder: str, length: int) -> None:
 
 def _keep(workdir: Folder, name: str, identity: dict[str, Any], what: str) -> None:
     """Writes down what a run begins with; raises ValueError where it goes on with another."""
-    file = workdir / name
-    if not (has_checkpoint(workdir) and file.is_file()):
-        if jax.process_index() == 0:
-            file.write_text(json.dumps(identity, indent=1), encoding="utf-8")
-    elif json.loads(file.read_text(encoding="utf-8")) != identity:
+    began = _begun_with(workdir, name)
+    if began is None:
+        _write_down(workdir, name, identity)
+    elif began != identity:
         raise ValueError(
             f"{what} that the run in {workdir} began with: give that one, or begin anew in another "
             "--workdir"
@@ -99,20 +135,18 @@ def keep_adapters(workdir: Folder, folder: str, adapters: Adapters) -> None:
     Raises:
       ValueError: it is not what the run began with.
     """
-    file = workdir / ADAPTERS
     said = json.loads(json.dumps(dataclasses.asdict(adapters.config)))
     said["base_transformer_sha256"] = adapters.base_sha256
-    if not (has_checkpoint(workdir) and file.is_file()):
-        if jax.process_index() == 0:
-            file.write_text(json.dumps(said, indent=1), encoding="utf-8")
+    began = _begun_with(workdir, ADAPTERS)
+    if began is None:
+        _write_down(workdir, ADAPTERS, said)
         return
-    kept = json.loads(file.read_text(encoding="utf-8"))
     for name, value in said.items():
-        if kept.get(name) != value:
+        if began.get(name) != value:
             what = f"config.init={folder}" if name.startswith("base") else f"config.lora.{name}"
             raise ValueError(
                 f"{what}: {name} is {value}, and the run in {workdir} began with "
-                f"{kept.get(name)}: give that one, or begin anew in another --workdir"
+                f"{began.get(name)}: give that one, or begin anew in another --workdir"
             )
 
 
@@ -128,17 +162,7 @@ def keep_expert(workdir: Folder, expert: str) -> None:
     Raises:
       ValueError: it is not the one that the run began with.
     """
-    file = workdir / EXPERT
-    if not (has_checkpoint(workdir) and file.is_file()):
-        if jax.process_index() == 0:
-            file.write_text(json.dumps({"expert": expert}), encoding="utf-8")
-        return
-    kept = json.loads(file.read_text(encoding="utf-8"))["expert"]
-    if kept != expert:
-        raise ValueError(
-            f"config.expert={expert!r} is not the transformer that the run in {workdir} began "
-            f"with: give {kept!r}, or begin anew in another --workdir"
-        )
+    _keep(workdir, EXPERT, {"expert": expert}, f"config.expert={expert!r} is not the transformer")
 
 
 def kept_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:
@@ -146,15 +170,11 @@ def kept_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:
 
     So its batches, and with them the order of its data, stay the same on more or fewer devices.
     """
-    file = workdir / BATCHES
-    if has_checkpoint(workdir) and file.is_file():
-        multiple = json.loads(file.read_text(encoding="utf-8"))["multiple"]
-        return dataclasses.replace(split, multiple=multiple)
-    return split
+    began = _begun_with(workdir, BATCHES)
+    return split if began is None else dataclasses.replace(split, multiple=began["multiple"])
 
 
 def keep_multiple(workdir: Folder, split: BatchSplit) -> None:
     """Writes down the multiple of a run, once nothing of it is refused any more."""
-    file = workdir / BATCHES
-    if jax.process_index() == 0 and not (has_checkpoint(workdir) and file.is_file()):
-        file.write_text(json.dumps({"multiple": split.multiple}), encoding="utf-8")
+    if _begun_with(workdir, BATCHES) is None:
+        _write_down(workdir, BATCHES, {"multiple": split.multiple})

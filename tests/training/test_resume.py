@@ -53,6 +53,19 @@ def test_another_network_is_refused_once_there_is_a_checkpoint(tmp_path, keep, p
         keep(tmp_path, str(model))
 
 
+def test_what_a_run_began_with_is_named_where_it_is_damaged_or_lost(tmp_path):
+    keep_vae(tmp_path, PRETRAINED, "vae")
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "vae.json").write_text('{"sha256": "12')
+    with pytest.raises(ValueError, match=r"vae.json is damaged .*: put back what the run began"):
+        keep_vae(tmp_path, PRETRAINED, "vae")
+    (tmp_path / "vae.json").unlink()
+    with pytest.raises(ValueError, match=r"has checkpoints and no vae.json, .* put it back, or"):
+        keep_vae(tmp_path, PRETRAINED, "vae")
+    with pytest.raises(ValueError, match=r"has checkpoints and no tokenizer.json, which"):
+        keep_tokenizer(tmp_path, first)
+
+
 def test_a_text_encoder_is_its_tokenizer_and_the_length_of_prompts_too(tmp_path):
     shutil.copytree(PRETRAINED, tmp_path / "model")
     keep_text_encoder(tmp_path, str(tmp_path / "model"), 32)
