@@ -1,6 +1,7 @@
 """Which noise levels training draws."""
 
 import dataclasses
+import math
 
 from sora_jax.diffusion.flow import level_share
 
@@ -20,7 +21,7 @@ class NoiseConfig:
         below. A small model with little time learns more of what matters with a high one.
 
     Raises:
-      ValueError: one but the mean is not positive.
+      ValueError: one but the mean is not positive, or one is not finite.
     """
 
     mean: float = 0.0
@@ -34,11 +35,13 @@ class NoiseConfig:
             value = getattr(self, name)
             if name == "shift_tokens" and value is None:
                 continue
-            if value is None or not value > 0:
+            if value is None or not 0 < value < math.inf:
                 raise ValueError(
                     f"config.noise.{name}={value} must be positive, such as "
                     f"{getattr(NoiseConfig, name)}"
                 )
+        if not math.isfinite(self.mean):
+            raise ValueError(f"config.noise.mean={self.mean} must be a number, such as 0.0")
 
 
 def level_shares(
