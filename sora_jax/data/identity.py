@@ -180,6 +180,9 @@ def read_description(path: str | Path) -> dict[str, Any]:
         description = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): make the latents again") from error
-    if description.get("format") != FORMAT:
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{file} is not of the format {FORMAT!r}: make the latents again")
+    missing = sorted({"vae", "fps"} - set(description))
+    if missing:
+        raise ValueError(f"{file} lacks {missing[0]!r}: make the latents again")
     return description

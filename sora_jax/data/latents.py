@@ -63,7 +63,7 @@ class LatentDataset(ClipSource):
         self._text_length = text_length
         self._records = None
         self.fps = float(read_description(self.path)["fps"])
-        splits = tfds.builder_from_directory(self.path).info.splits
+        splits = self._builder().info.splits
         if split not in splits:
             raise ValueError(f"{path} has no split {split!r}, only {', '.join(splits)}")
         count = splits[split].num_examples
@@ -104,11 +104,25 @@ class LatentDataset(ClipSource):
         """Features [l, D] to [text_length, D]."""
         return np.pad(text, ((0, self._text_length - len(text)), (0, 0)))
 
+    def _builder(self) -> Any:
+        try:
+            return tfds.builder_from_directory(self.path)
+        except Exception as error:  # of many classes
+            raise ValueError(
+                f"the dataset in {self.path} cannot be read ({error}): make the latents again: "
+                f"{COMMAND}{self.path}"
+            ) from error
+
     def _record(self, index: int) -> dict[str, Any]:
         if self._records is None:  # opened where it is read: in a worker process, if there are any
-            builder = tfds.builder_from_directory(self.path)
-            self._records = builder.as_data_source(self.split)
-        return self._records[index]
+            self._records = self._builder().as_data_source(self.split)
+        try:
+            return self._records[index]
+        except Exception as error:  # whatever the reader makes of damaged bytes
+            raise ValueError(
+                f"{self!r}: record {index} cannot be read ({error}): make the latents again: "
+                f"{COMMAND}{self.path}"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_records": None}

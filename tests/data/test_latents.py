@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -185,3 +186,20 @@ def test_what_is_no_dataset_of_latents_is_named(written, vae_folder, tmp_path):
     (tmp_path / "shapes_train.npy").write_bytes(b"")
     with pytest.raises(ValueError, match=r"cannot be read .*make the latents again"):
         LatentDataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("latents.json", "[]", "is not of the format"),
+        ("latents.json", '{"format": "sora_jax latents 1", "fps": 8}', "lacks 'vae': make the lat"),
+        ("dataset_info.json", "{", r"the dataset in .* cannot be read .*: make the latents again"),
+        ("features.json", "{", r"the dataset in .* cannot be read .*: make the latents again"),
+        ("latents-train.array_record-00000-of-00003", "{", r"record 0 cannot be read .*make the"),
+    ],
+)
+def test_what_is_damaged_is_named_with_the_remedy(written, tmp_path, name, content, message):
+    shutil.copytree(written, tmp_path / "latents")
+    (tmp_path / "latents" / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        LatentDataset(tmp_path / "latents").captions(0)
