@@ -17,7 +17,8 @@ def fetch(source: str | pathlib.Path) -> pathlib.Path | str:
         folder that exists is taken for one, whatever its name.
 
     Raises:
-      ValueError: a repository without its commit.
+      FileNotFoundError: no such folder, and a repository would have its commit.
+      ValueError: a commit that is not 40 digits, as a branch is none.
       OSError: huggingface_hub is not installed, or the download fails.
     """
     named = _REPOSITORY.fullmatch(str(source))

@@ -85,7 +85,7 @@ def read_dit_config(file: pathlib.Path) -> DiTConfig:
         )
     if channels < out:
         raise ValueError(f"{file}: {channels} channels go in and {out} come out; {INSTEAD}")
-    dit = _make(
+    return _make(
         DiTConfig,
         file,
         width,
@@ -100,7 +100,6 @@ def read_dit_config(file: pathlib.Path) -> DiTConfig:
         channels - out,
         *image,
     )
-    return dit
 
 
 def with_image_reader(dit: DiTConfig, shapes: Mapping[str, tuple[int, ...]]) -> DiTConfig:

@@ -99,7 +99,7 @@ def read_scheduler(file: pathlib.Path) -> tuple[float, str]:
     # A flow is not what it takes unless told.
     check_fixed(config, _FIXED_SCHEDULER, file, needed=("use_flow_sigmas",))
     prediction = config.get("prediction_type")
-    if prediction not in _PREDICTIONS:
+    if prediction not in list(_PREDICTIONS):  # nor anything that a key cannot be
         raise ValueError(
             f"{file}: prediction_type is {prediction!r}, and must be one of {sorted(_PREDICTIONS)}"
             f"; {INSTEAD}"
