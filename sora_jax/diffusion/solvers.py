@@ -184,9 +184,14 @@ def _move(x: jax.Array, clean: jax.Array, t: jax.Array, s: jax.Array) -> jax.Arr
 
 def nothing_yet(x: jax.Array, levels: jax.Array, ceilings: jax.Array | None) -> Last:
     """What a solver remembers before its first step, which begins at levels [T], or at a scalar."""
-    ceilings = jnp.ones(x.shape[:2]) if ceilings is None else ceilings
-    none, start = jnp.zeros_like(x), jnp.minimum(levels.reshape(1, -1), ceilings)
+    none, start = jnp.zeros_like(x), _below(levels, x, ceilings)
     return Last(none, start, none, none, start)
+
+
+def _below(levels: jax.Array, x: jax.Array, ceilings: jax.Array | None) -> jax.Array:
+    """Levels [B, T] of the frames of x, of levels [T] or of a scalar, none above its ceiling."""
+    levels = jnp.broadcast_to(levels.reshape(1, -1), x.shape[:2])
+    return levels if ceilings is None else jnp.minimum(levels, ceilings)
 
 
 Step = Callable[[Denoise, jax.Array, jax.Array, jax.Array, Last], tuple[jax.Array, Last]]
@@ -217,7 +222,7 @@ def solve(
       x: noisy latents [B, T, h, w, C] at the first levels, see `set_off`.
       levels: the schedule, falling: [steps + 1], or [steps + 1, T] with a level for each frame.
       step: one step of the solver.
-      known: clean latents of the frames that are given, shaped like x.
+      known: clean latents of the frames that are given, shaped like x; None without ceilings.
       ceilings: [B, T], the highest level of each frame, see `diffusion.conditioning`; None for 1.
       circular: whether the last frame is followed by the first, with nothing given: each step sees
         the ring cut open at another place, so that it has no seam.
@@ -228,20 +233,17 @@ def solve(
       float32 [B, T, h, w, C], of which frames whose ceiling is 0 equal `known` exactly; and what
       the next steps need to know of these.
     """
-    if ceilings is None:
-        ceilings, known = jnp.ones(x.shape[:2]), jnp.zeros_like(x)
-    held = expand(ceilings <= 0, x)
-    levels = levels.reshape(levels.shape[0], 1, -1)
+    held = None if ceilings is None else expand(ceilings <= 0, x)
 
     def body(carry: tuple[jax.Array, Last], scanned: tuple) -> tuple[tuple, None]:
         pair, cut = scanned
-        t, s = (jnp.minimum(level, ceilings) for level in pair)
+        t, s = (_below(level, x, ceilings) for level in pair)
         if circular:
             carry = jax.tree.map(lambda v: jnp.roll(v, -cut, axis=1), carry)
-        x, last = step(denoise, carry[0], t, s, carry[1])
+        y, last = step(denoise, carry[0], t, s, carry[1])
         if circular:
-            x, last = jax.tree.map(lambda v: jnp.roll(v, cut, axis=1), (x, last))
-        return (jnp.where(held, known, x), last), None
+            y, last = jax.tree.map(lambda v: jnp.roll(v, cut, axis=1), (y, last))
+        return (y if held is None else jnp.where(held, known, y), last), None
 
     pairs = jnp.stack([levels[:-1], levels[1:]], axis=1)
     # Steps of the golden ratio: cuts lie far apart from one step to the next, and everywhere.
@@ -257,4 +259,4 @@ def set_off(
     noise: jax.Array, levels: jax.Array, known: jax.Array, ceilings: jax.Array
 ) -> jax.Array:
     """Where `solve` begins: the known latents with the noise of the first levels."""
-    return add_noise(known, noise, jnp.minimum(levels[0].reshape(1, -1), ceilings))
+    return add_noise(known, noise, _below(levels[0], known, ceilings))
