@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.diffusion.settings import read_settings
+from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.pipeline import Model
 from sora_jax.weights.hub import fetch
@@ -62,16 +62,12 @@ def load(
                 f"the adapters of {file} cannot be added to parameters in int8; write a model with "
                 "them first: sora_jax.weights export --lora, of an open model after import"
             )
-    tokenizer = Tokenizer.from_file(parts.tokenizer)
     check_fit(folder, parts)
-    check_vocabulary(folder, tokenizer.vocabulary, parts.configs["text"])
-    settings = parts.settings if adapted is None else adapted.settings
     described = (folder if adapted is None else adapted.file.parent) / "model.json"
     described = described if described.is_file() else folder / OWN_SETTINGS
+    settings = parts.settings if adapted is None else adapted.settings
     # Before parameters are read, which may take minutes.
-    settings = read_settings(
-        settings, described, parts.configs["vae"].latent_shape, tokenizer.check_length
-    )
+    tokenizer, settings = open_words(parts.tokenizer, settings, described, parts.configs)
 
     def read(part: str) -> Any:
         if part not in adapters:
@@ -80,14 +76,39 @@ def load(
         merge_lora(params, adapters[part], parts.configs[part])
         return jax.device_put(params)
 
+    if in_turn:
+        params = InTurn(parts.configs, read)
+    else:
+        params = {part: read(part) for part in parts.configs}
     return Model(
-        parts.configs["vae"],
-        parts.configs["dit"],
-        parts.configs["text"],
-        InTurn(parts.configs, read) if in_turn else {part: read(part) for part in parts.configs},
-        jnp.asarray(parts.mean),
-        jnp.asarray(parts.std),
-        tokenizer,
-        settings,
-        parts.configs.get("image"),
+        vae_config=parts.configs["vae"],
+        dit_config=parts.configs["dit"],
+        text_config=parts.configs["text"],
+        params=params,
+        latent_mean=jnp.asarray(parts.mean),
+        latent_std=jnp.asarray(parts.std),
+        tokenizer=tokenizer,
+        settings=settings,
+        image_config=parts.configs.get("image"),
     )
+
+
+def open_words(
+    file: pathlib.Path, settings: dict[str, Any], described: pathlib.Path, configs: dict[str, Any]
+) -> tuple[Tokenizer, ModelSettings]:
+    """The tokenizer of a model and its settings, checked against its networks.
+
+    Args:
+      file: tokenizer.json.
+      settings: of the model, as JSON has them.
+      described: file that they are of, to be named.
+      configs: sizes of the networks, see `weights.parts.Parts`.
+
+    Raises:
+      FileNotFoundError, ValueError: no tokenizer, more words than the text encoder knows, or
+        settings that make no sense or that the model cannot serve.
+    """
+    tokenizer = Tokenizer.from_file(file)
+    check_vocabulary(file.parent, tokenizer.vocabulary, configs["text"])
+    shape = configs["vae"].latent_shape
+    return tokenizer, read_settings(settings, described, shape, tokenizer.check_length)

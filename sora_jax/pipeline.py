@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import numbers
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,43 +17,34 @@ from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import Guidance, as_scales, tellings
 from sora_jax.diffusion.settings import ModelSettings
 from sora_jax.diffusion.solvers import SOLVERS, nothing_yet, schedule, set_off
+from sora_jax.frame_coder import FrameCoder
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.image import ImageConfig
 from sora_jax.models.image_pixels import prepare
 from sora_jax.models.text import TextConfig
-from sora_jax.models.vae import VAEConfig, denormalise
 from sora_jax.progress import Progress
-from sora_jax.weights.in_turn import InTurn
-
-# Latents this much larger are decoded in chunks of frames, so that memory does not grow with time.
-WHOLE_DECODE = 40_000
-CHUNK_FRAMES = 4
 
 # A seed, or a seed and numbers that tell apart what is drawn by it, such as a task and a window.
 Seed = int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Model(FrameCoder):
     """Everything that makes a video; `sora_jax.load` makes one from a folder.
 
-    Attributes:
-      vae_config, dit_config, text_config: sizes.
-      params: {"vae", "dit", "text"}, "dit_low" in a model of two transformers, and "image" with an
-        image encoder; of an `InTurn`, one at a time is in memory.
-      latent_mean, latent_std: [C], of the VAE's latents.
+    Attributes, besides those of `FrameCoder`:
+      dit_config, text_config: sizes.
       tokenizer: of prompts.
       settings: defaults of sampling, and what training fixed.
       image_config: sizes of the image encoder; None without one.
+
+    Of `params`, "dit" and "text" are needed too, "dit_low" in a model of two transformers, and
+    "image" with an image encoder.
     """
 
-    vae_config: VAEConfig
     dit_config: DiTConfig
     text_config: TextConfig
-    params: Mapping[str, Any]
-    latent_mean: jax.Array
-    latent_std: jax.Array
     tokenizer: Tokenizer
     settings: ModelSettings
     image_config: ImageConfig | None = None
@@ -70,23 +61,6 @@ class Model:
     def latent_frames(self) -> int:
         """Latent frames of the clips that it makes unless told otherwise."""
         return self.latent_shape(self.settings.size, self.settings.frames)[0]
-
-    def latent_shape(self, size: tuple[int, int], frames: int) -> tuple[int, int, int, int]:
-        """[T, h, w, C] of a clip of `size` (width, height).
-
-        Raises:
-          ValueError: a size or length that the grid cannot hold; the message names the nearest.
-        """
-        width, height = size
-        unit = self.vae_config.spatial_stride
-        for name, side in zip(("width", "height"), size):
-            if side < unit or side % unit:
-                low = max(unit, side // unit * unit)
-                raise ValueError(
-                    f"{name} {side} does not fit the grid of the model: it must be a multiple of "
-                    f"{unit}, the nearest are {low} and {low + unit}"
-                )
-        return self.vae_config.latent_shape(frames, height, width)
 
     def fit_size(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) on the grid nearest to a shape, with the area of the model's own."""
@@ -167,7 +141,7 @@ class Model:
             solver=solver,
             negative=negative,
         )
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         shape = self.latent_shape(settings.size, settings.frames)
         image_prompt.check(
             self.dit_config, images, given, settings.size, settings.frames, settings.guidance
@@ -196,8 +170,8 @@ class Model:
           ValueError: a seed out of range.
         """
         first, *folded = seed if isinstance(seed, tuple) else (seed,)
-        if not 0 <= first < 2**32:
-            raise ValueError(f"seed {first} is out of range; use 0 to {2**32 - 1}")
+        if not isinstance(first, numbers.Integral) or not 0 <= first < 2**32:
+            raise ValueError(f"seed {first} is out of range; use a whole one, 0 to {2**32 - 1}")
         key = functools.reduce(jax.random.fold_in, folded, jax.random.key(first))
         return jax.random.normal(key, shape)
 
@@ -205,25 +179,23 @@ class Model:
         """Text features [2 B, L, D] of the prompts and, for guidance, B times of the negative one.
 
         Raises:
-          ValueError: no prompt, or one that is too long.
+          ValueError: no prompt, one that is too long, or something else than a text.
         """
         if not prompts:
             raise ValueError("there is no prompt in the list; give at least one, '' for any video")
         length = self.settings.text_length
         texts = [*prompts, *(negative for _ in prompts)]
         for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"the prompt is {text!r}: give a text, or a list of texts")
             self.tokenizer.check_length(text, length)
         tokens = np.stack([self.tokenizer.encode(text, length) for text in texts])
         key = tokens.tobytes()
         if key not in self._features:
             features = generation.read(self.params["text"], tokens, config=self.text_config)
             self._features.clear()
-            self._features[key] = self._finish(features)
+            self._features[key] = self.finish(features)
         return self._features[key]
-
-    def _finish(self, made: Any) -> Any:
-        """What a part makes; where parts take turns, when it is there and the part can go."""
-        return jax.block_until_ready(made) if isinstance(self.params, InTurn) else made
 
     def advance(
         self,
@@ -271,7 +243,7 @@ class Model:
                     before = x
                     arrays = text, x, piece, known, ceilings, told, scales, seen, last, done
                     made = generation.generate(self.params[part], *arrays, program=program)
-                    x, last = self._finish(made)
+                    x, last = self.finish(made)
                     if done and slow:
                         # The device has the next step already, and never waits.
                         jax.block_until_ready(before)
@@ -289,7 +261,7 @@ class Model:
         if self.image_config is not None:
             pixels = np.stack([prepare(images[frame], self.image_config) for frame in at])
             tokens = generation.look(self.params["image"], pixels, config=self.image_config)
-            tokens = self._finish(tokens)
+            tokens = self.finish(tokens)
         channels = generation.lay_images(
             self.params["vae"],
             np.stack([images[frame] for frame in at]),
@@ -299,37 +271,7 @@ class Model:
             at=at,
             frames=frames,
         )
-        return generation.Seen(self._finish(channels), tokens)
-
-    def encode(self, frames: np.ndarray) -> jax.Array:
-        """Normalised latents [B, T, h, w, C] of frames uint8 [B, F, H, W, 3]."""
-        self.vae_config.latent_shape(*frames.shape[1:4])
-        mean, std = self.latent_mean, self.latent_std
-        latents = generation.encode(self.vae_config, self.params["vae"], frames, mean, std)
-        return self._finish(latents)
-
-    def to_frames(self, latents: jax.Array) -> np.ndarray:
-        """All frames of normalised latents at once, uint8 [B, F, H, W, 3]."""
-        if latents[0].size <= WHOLE_DECODE:
-            frames = next(self.decode(latents))
-        else:
-            z = denormalise(latents, self.latent_mean, self.latent_std)
-            frames = generation.decode_all(self.vae_config, self.params["vae"], z)
-        return np.array(frames)  # a copy, which may be written to
-
-    def decode(self, latents: jax.Array) -> Iterator[np.ndarray]:
-        """Frames of normalised latents, uint8 [B, f, H, W, 3] chunk by chunk in order."""
-        chunk = latents.shape[1] if latents[0].size <= WHOLE_DECODE else CHUNK_FRAMES
-        pieces = (latents[:, i : i + chunk] for i in range(0, latents.shape[1], chunk))
-        return self.decode_pieces(pieces)
-
-    def decode_pieces(self, pieces: Iterable[jax.Array]) -> Iterator[np.ndarray]:
-        """Frames of a clip whose normalised latents come in pieces along time, piece by piece."""
-        carry = None
-        for latents in pieces:
-            z = denormalise(latents, self.latent_mean, self.latent_std)
-            frames, carry = generation.decode(self.vae_config, self.params["vae"], z, carry)
-            yield np.asarray(frames)
+        return generation.Seen(self.finish(channels), tokens)
 
 
 def _steps(levels: jax.Array | np.ndarray) -> list[jax.Array | np.ndarray]:

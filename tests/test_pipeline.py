@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sora_jax
-from sora_jax import generation, pipeline
+from sora_jax import frame_coder, generation
 from sora_jax.diffusion.conditioning import Given
 from sora_jax.diffusion.flow import shift_levels
 from sora_jax.diffusion.guidance import Guidance
@@ -113,11 +113,17 @@ def test_normalised_latents_decode_as_the_network_made_them(model):
     assert np.abs(decoded.astype(int) - expected).max() <= 1
 
 
+def test_frames_that_are_no_pixels_are_not_encoded(model):
+    for wrong in (np.zeros((1, 1, SIZE[1], SIZE[0], 3)), np.zeros((1, SIZE[1], SIZE[0], 3), "u1")):
+        with pytest.raises(ValueError, match=r"frames are .*; give uint8 \[B, F, H, W, 3\]"):
+            model.encode(wrong)
+
+
 def test_decoding_in_chunks_equals_the_whole(model, monkeypatch):
     shape = model.latent_shape(SIZE, 21)
     latents = jax.random.normal(jax.random.key(0), (2, *shape))
     (whole,) = model.decode(latents)
-    monkeypatch.setattr(pipeline, "WHOLE_DECODE", 1)
+    monkeypatch.setattr(frame_coder, "WHOLE_DECODE", 1)
     chunks = list(model.decode(latents))
     assert [chunk.shape[1] for chunk in chunks] == [13, 8]
     assert np.abs(np.concatenate(chunks, axis=1).astype(int) - whole).max() <= 1
@@ -216,9 +222,16 @@ def test_heun_is_another_solver(model, clip):
         ({"negative": "circle " * 20}, "prompt takes 21 tokens"),
         ({"seed": 2**32}, "seed 4294967296 is out of range"),
         ({"seed": -1}, "seed -1 is out of range"),
+        ({"seed": 1.5}, "seed 1.5 is out of range; use a whole one"),
+        ({"prompt": None}, "the prompt is None: give a text, or a list of texts"),
+        ({"prompt": [PROMPT, 5]}, "the prompt is 5: give a text"),
         ({"prompt": "circle " * 20}, "prompt takes 21 tokens, and the model reads 8; shorten"),
         ({"prompt": []}, "no prompt in the list"),
         ({"given": [Given(np.zeros((1, 2, 2, 4)), 0)]}, "encode them at the clip's own size"),
+        (
+            {"given": [Given(np.zeros((1, 2, 4, 4)), 0, [0.1, 0.2])]},
+            "2 strengths do not fit 1 late",
+        ),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(model, arguments, message):

@@ -67,7 +67,12 @@ def lay(shape: tuple[int, int, int, int], given: Sequence[Given]) -> tuple[jax.A
                 f"latent frame {piece.start + int(taken[at].argmax())} is given twice: move one "
                 "of the two, or make the clip longer"
             )
-        strength = np.broadcast_to(np.asarray(piece.strength, np.float32), (count,))
+        strength = np.asarray(piece.strength, np.float32)
+        if strength.shape not in ((), (count,)):
+            raise ValueError(
+                f"{strength.size} strengths do not fit {count} latent frames: give one, or one for "
+                "each of them"
+            )
         if not ((strength >= 0) & (strength <= 1)).all():
             raise ValueError(f"strength {piece.strength} must lie in 0 (kept) to 1 (made anew)")
         known = known.at[at].set(piece.latents)

@@ -13,6 +13,7 @@ an open Wan model or such a folder, see docs/open_weights.md.
 
 import dataclasses
 import math
+import os
 import pathlib
 import sys
 
@@ -22,14 +23,13 @@ from absl import flags
 
 import sora_jax
 from sora_jax import command
-from sora_jax.diffusion.settings import ModelSettings, read_settings
-from sora_jax.language.tokenizer import Tokenizer
+from sora_jax.diffusion.settings import ModelSettings
+from sora_jax.loading import open_words
 from sora_jax.weights.exporting import open_folder, write_pipeline
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.importing import write_model
 from sora_jax.weights.lora_folder import find_adapted
 from sora_jax.weights.model_folder import Part, find_model, load_description, save_model
-from sora_jax.weights.parts import check_vocabulary
 from sora_jax.weights.tensor_files import as_dtype
 from sora_jax.weights.wan import is_open_model, open_model
 from sora_jax.weights.wan_settings import OWN_SETTINGS
@@ -48,20 +48,23 @@ def export(
       FileNotFoundError, ValueError: no model folder, a parameter that float16 cannot hold, or the
         output is the source, or the model that a LoRA run is for.
     """
-    folder, output = find_model(source), pathlib.Path(output).expanduser()
+    folder, output = find_model(source), _path(output)
     adapted = find_adapted(folder)
     base = folder if adapted is None else adapted.base
     for what, kept in (("the checkpoint itself", folder), ("the model of its adapters", base)):
         if output.resolve() == kept.resolve():
             raise ValueError(f"--output={output} is {what}; name another folder")
-    model = sora_jax.load(folder, lora=lora, lora_low=lora_low)
     described = load_description(base).get("parts")
+    model = sora_jax.load(folder, lora=lora, lora_low=lora_low)
     parts = {name: Part(described[name], params) for name, params in model.params.items()}
     limit = float(np.finfo(np.float16).max)
     for name, params in model.params.items():
         for leaf in jax.tree.leaves(params):
             if np.max(np.abs(np.asarray(leaf))) > limit:
-                raise ValueError(f"{name} has parameters that are beyond float16's {limit}")
+                raise ValueError(
+                    f"{name} has parameters that are beyond float16's {limit:g}; hand on {source} "
+                    "as it is"
+                )
     settings = dataclasses.asdict(model.settings)
     save_model(output, parts, settings, tokenizer=model.tokenizer, dtype=np.float16)
 
@@ -86,18 +89,12 @@ def export_pipeline(
     """
     folder = find_model(source)
     model = open_folder(folder, lora, lora_low)
-    tokenizer = Tokenizer.from_file(model.tokenizer)
-    check_vocabulary(folder, tokenizer.vocabulary, model.configs["text"])
-    settings = read_settings(
-        model.settings,
-        folder / "model.json",
-        model.configs["vae"].latent_shape,
-        tokenizer.check_length,
-    )
+    described = folder / "model.json"
+    _, settings = open_words(model.tokenizer, model.settings, described, model.configs)
     latents = model.configs["vae"].latent_shape(settings.frames, *settings.size[::-1])
     dit = model.configs["dit"]
     shift = settings.shift_for(math.prod(dit.grid(latents[:3])))
-    write_pipeline(model, pathlib.Path(output).expanduser(), shift)
+    write_pipeline(model, _path(output), shift)
     sees = bool(dit.image_channels)
     lost = [name for name, value in _without_field(settings, sees=sees).items() if value]
     no_field = f"no field for {', '.join(lost)}" if lost else "fields for all of it"
@@ -152,7 +149,7 @@ def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
     kept = as_dtype(dtype)
     if kept == np.int8:
         raise ValueError("--dtype=int8 is of no file: import as stored, and sample in int8")
-    folder, output = pathlib.Path(fetch(source)).expanduser(), pathlib.Path(output).expanduser()
+    folder, output = _path(fetch(source)), _path(output)
     if not folder.is_dir() or (folder / "model.json").is_file() or not is_open_model(folder):
         raise ValueError(
             f"--source={source} is no folder of an open model: one with model_index.json, as "
@@ -161,15 +158,13 @@ def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output={output} is the source itself; name another folder")
     model = open_model(folder)
-    tokenizer = Tokenizer.from_file(model.tokenizer)
-    check_vocabulary(folder, tokenizer.vocabulary, model.configs["text"])
-    read_settings(
-        model.settings,
-        folder / OWN_SETTINGS,
-        model.configs["vae"].latent_shape,
-        tokenizer.check_length,
-    )
+    open_words(model.tokenizer, model.settings, folder / OWN_SETTINGS, model.configs)
     write_model(model, output, kept)
+
+
+def _path(folder: str | pathlib.Path) -> pathlib.Path:
+    """A folder as it was given, ~ being the home folder."""
+    return pathlib.Path(os.path.expanduser(folder))
 
 
 def run(argv: list[str]) -> None:
