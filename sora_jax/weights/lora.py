@@ -7,11 +7,11 @@ alpha is the rank, which is what a reader takes it for that is told nothing.
 
 import dataclasses
 import functools
-import json
 import math
+import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,14 @@ from safetensors import SafetensorError, safe_open
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.weights.entries import Reorder, list_entries
 from sora_jax.weights.original import to_original_name
-from sora_jax.weights.tensor_files import PICKLES, Stored, list_file, read_json, read_tensor
+from sora_jax.weights.tensor_files import (
+    PICKLES,
+    Stored,
+    list_file,
+    parse_json,
+    read_json,
+    read_tensor,
+)
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -33,6 +40,9 @@ _TENSOR = re.compile(r"(.+?)\.(?:(lora_A|lora_down)|(lora_B|lora_up))(?:\.defaul
 _METADATA = "lora_adapter_metadata"
 _BESIDE = "adapter_config.json"  # where peft itself says what diffusers has in the metadata
 _INSTEAD = "only low-rank adapters of the transformer's matrices are read"
+# Ways in which patterns of a file may be tried, together, on one name of so many letters; and the
+# longest of them.
+_MOST_WAYS, _LETTERS, _LONGEST = 10**7, 50, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +94,7 @@ def find_lora(source: pathlib.Path | str) -> pathlib.Path:
     Raises:
       FileNotFoundError, ValueError: there is none, or it is a pickle.
     """
-    file = pathlib.Path(source).expanduser()
+    file = pathlib.Path(os.path.expanduser(source))
     for folder in (file, file / "model"):
         if (folder / FILE).is_file():
             return folder / FILE
@@ -160,7 +170,9 @@ def check_lora(file: pathlib.Path | str, config: DiTConfig) -> None:
     _open(file, config)
 
 
-def _open(file, config):
+def _open(
+    file: pathlib.Path | str, config: DiTConfig
+) -> tuple[dict[str, _Adapter], dict[str, float], dict[str, _Place]]:
     """The adapters of a file that fit a transformer, their scales, and all places there are."""
     file = find_lora(file)
     places = _places(config)
@@ -256,20 +268,48 @@ def _scale(file: pathlib.Path, adapter: _Adapter, said: dict[str, Any] | None) -
     return alpha / (rank**0.5 if said["use_rslora"] else rank)
 
 
-def _own(patterns: Mapping[str, float], module: str, other: float) -> float:
-    """What the first pattern that a module's name ends with says, as in peft; else the other."""
+def _own(patterns: Sequence[tuple[re.Pattern, float]], module: str, other: float) -> float:
+    """What the first of the patterns that a module's name fits says, as in peft; else the other."""
+    return next((value for pattern, value in patterns if pattern.match(module)), other)
+
+
+def _count_ways(pattern: str) -> float:
+    """In how many ways matching a name may try a pattern, at most; infinite where that is unknown.
+
+    So it is of a group that repeats, whose ways multiply each time, of what is written `(?` but
+    not `(?:`, and of what is too long.
+    """
+    if len(pattern) > _LONGEST or re.search(r"\)[*+?{]|\(\?(?!:)", pattern):
+        return math.inf
+    repeats = sum(pattern.replace("(?:", "(").count(sign) for sign in "*+?{")
+    groups = 1 + pattern.count("(")
+    branches = groups + pattern.count("|")
+    # Each repeat may end at any letter, and branches give most ways where all groups have as many.
+    return float(_LETTERS) ** min(1 + repeats, 9) * (branches / groups) ** groups
+
+
+def _compile(patterns: Mapping[str, float]) -> list[tuple[re.Pattern, float]]:
+    """Expressions for the ends of names, as in peft, of which whole names are a kind.
+
+    Raises:
+      ValueError: one is no expression, or might take for ever.
+    """
+    if sum(map(_count_ways, patterns)) > _MOST_WAYS:
+        raise ValueError(
+            f"{max(patterns, key=_count_ways)!r} may take too long to compare with a name: repeat "
+            "no group, and write few of * + ? {, or whole names"
+        )
+    compiled = []
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return other
+        try:
+            compiled.append((re.compile(rf"(.*\.)?({pattern})$"), value))
+        except (re.error, OverflowError) as error:
+            raise ValueError(f"{pattern!r} is no expression ({error})") from error
+    return compiled
 
 
-def _is_pattern(key: str) -> bool:
-    try:
-        re.compile(rf"({key})")
-    except re.error:
-        return False
-    return True
+def _is_positive(value: Any, *kinds: type) -> bool:
+    return type(value) in kinds and 0 < value < math.inf
 
 
 def _read_settings(file: pathlib.Path, prefixes: set[str]) -> dict[str, Any] | None:
@@ -283,32 +323,32 @@ def _read_settings(file: pathlib.Path, prefixes: set[str]) -> dict[str, Any] | N
         try:
             with safe_open(file, framework="numpy") as tensors:
                 text = (tensors.metadata() or {}).get(_METADATA)
-            if text is None:
-                return None
-            where, said = f"{file}, metadata", json.loads(text)
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{file}: {_METADATA} is not JSON ({error}); save it again") from error
-        if not isinstance(said, dict):
-            raise ValueError(f"{file}: {_METADATA} holds no JSON object; save it again")
+        except SafetensorError as error:
+            raise ValueError(f"{file} changed while it was read ({error}); try again") from error
+        if text is None:
+            return None
+        where = f"{file}: {_METADATA}"
+        said = parse_json(text, where, "save it again")
         said = {key.removeprefix(_WRITTEN): value for key, value in said.items()}
     for name in ("use_dora", "lora_bias"):
         if said.get(name):
             raise ValueError(f"{where}: {name} is {said[name]!r}, and {_INSTEAD}")
     result = {"use_rslora": bool(said.get("use_rslora"))}
-    for name, kind in (("r", int), ("lora_alpha", (int, float))):
+    for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
         result[name] = said.get(name)
-        if not isinstance(result[name], kind) or not 0 < result[name] < math.inf:
+        if not _is_positive(result[name], *kinds):
             raise ValueError(f"{where}: {name} is {said.get(name)!r}, and must be positive")
     for name in ("rank_pattern", "alpha_pattern"):
-        result[name] = said.get(name) or {}
-        # As in peft: expressions for the ends of names, of which whole names are a kind.
-        right = isinstance(result[name], dict) and all(
-            _is_pattern(key) and type(value) in (int, float) and 0 < value < math.inf
-            for key, value in result[name].items()
-        )
-        if not right:
+        patterns = said.get(name) or {}
+        if not isinstance(patterns, dict) or not all(
+            _is_positive(value, int, float) for value in patterns.values()
+        ):
             raise ValueError(
-                f"{where}: {name} {result[name]!r} must be positive numbers by names of modules, "
-                "or by expressions for them, such as {'blocks.0.attn1.to_q': 8}"
+                f"{where}: {name} {patterns!r} must be positive numbers by names of modules, or by "
+                "expressions for them, such as {'blocks.0.attn1.to_q': 8}"
             )
+        try:
+            result[name] = _compile(patterns)
+        except ValueError as error:
+            raise ValueError(f"{where}: {name}: {error}") from error
     return result

@@ -5,6 +5,7 @@ a process holds is the tensors it keeps. Files that hold pickles are never opene
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -52,21 +53,36 @@ def as_dtype(name: str) -> np.dtype | None:
     return names[name]
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
+def read_json(file: pathlib.Path, remedy: str = "download it again") -> dict[str, Any]:
     """A file that holds a JSON object.
 
     Raises:
-      FileNotFoundError, ValueError: it is missing or something else.
+      FileNotFoundError, ValueError: it is missing, or see `parse_json`.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; download the whole folder again")
+    return parse_json(file.read_bytes(), str(file), remedy)
+
+
+def parse_json(text: str | bytes, where: str, remedy: str) -> dict[str, Any]:
+    """The JSON object that a text holds, whose numbers are all within what a float holds.
+
+    Raises:
+      ValueError: it holds something else; `where` it was and the `remedy` are for the message.
+    """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON ({error}); download it again") from error
+        value = json.loads(text, parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{file} holds no JSON object; download it again")
+        raise ValueError(f"{where} holds no JSON object; {remedy}")
     return value
+
+
+def _whole(digits: str) -> int:
+    if not math.isfinite(float(digits)):
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
 
 
 def list_tensors(folder: pathlib.Path, stem: str) -> dict[str, Stored]:

@@ -14,7 +14,7 @@ import sora_jax
 from sora_jax.digests import weights_sha256
 from sora_jax.models.dit import init_dit
 from sora_jax.models.lora import scaled
-from sora_jax.weights import lora_folder
+from sora_jax.weights import lora, lora_folder
 from sora_jax.weights.__main__ import export
 from sora_jax.weights.diffusers import dit_from_diffusers, dit_to_diffusers
 from sora_jax.weights.lora import FILE, lora_to_diffusers, merge_lora
@@ -133,6 +133,18 @@ def test_patterns_are_expressions_for_the_ends_of_names(tmp_path):
     assert_close(found, dit_from_diffusers(state, DIT_CONFIG))
 
 
+def test_patterns_that_people_write_are_soon_matched():
+    layers = "|".join(map(str, range(40)))
+    for pattern, name in (
+        (rf"blocks\.({layers})\.attn(1|2)\.to_(q|k|v|out\.0)", "blocks.7.attn2.to_out.0"),
+        (r".*blocks\.\d+\.(?:attn1|attn2)\.to_(q|k|v)$", "transformer.blocks.31.attn1.to_k"),
+        (r"^blocks\.[0-9]+\..*", "blocks.12.ffn.net.2"),
+    ):
+        ((compiled, value),) = lora._compile({pattern: 4})
+        assert compiled.match(name) and value == 4
+        assert not compiled.match("condition_embedder.time_proj")
+
+
 def test_a_sum_that_its_dtype_cannot_hold_is_refused(folders):
     model, run = folders
     a = np.full((3, 32), 200.0, np.float32)
@@ -168,7 +180,20 @@ A, B = f"{NAME}.lora_A.weight", f"{NAME}.lora_B.weight"
         ({}, said(use_dora=True), "use_dora is True, and only low-rank adapters"),
         ({}, said(rank_pattern={"to_q": 4}), "to_q.lora_A.weight' is of rank 3, .* that it is 4"),
         ({}, said(alpha_pattern={"to_q": -3}), "must be positive numbers by names of modules"),
-        ({}, said(alpha_pattern={"(": 3}), "must be positive numbers by names of modules"),
+        ({}, said(alpha_pattern={"to_q": True}), "must be positive numbers by names of modules"),
+        ({}, said(alpha_pattern={"(": 3}), r"alpha_pattern: '\(' is no expression"),
+        (
+            {},
+            said(alpha_pattern={"([a-z0-9_.]+)+X": 3}),
+            r"X' may take too long .* repeat no group",
+        ),
+        ({}, said(alpha_pattern={"(?x:([a-z0-9_.]+) +X)": 3}), "may take too long"),
+        ({}, said(rank_pattern={40 * "(.|.)" + "X": 3}), "may take too long"),
+        ({}, said(rank_pattern={12 * ".*" + "X": 3}), "may take too long"),
+        ({}, said(rank_pattern={f"{i}.*.*.*X": 3 for i in range(9)}), "may take too long"),
+        ({}, said(rank_pattern={"a" * 2000: 3}), "may take too long"),
+        ({}, said(r=True), "r is True, and must be positive"),
+        ({}, said(lora_alpha=10**400), "is not JSON .a whole number of 401 digits"),
         ({}, {"lora_adapter_metadata": "{"}, "lora_adapter_metadata is not JSON"),
     ],
 )
@@ -191,8 +216,9 @@ def test_a_damaged_file_and_a_pickle_are_refused(tmp_path):
     (tmp_path / "lora.pt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"lora.pt is a pickle.*as .safetensors"):
         merge_lora(base(), tmp_path / "lora.pt", DIT_CONFIG)
-    with pytest.raises(FileNotFoundError, match="nor a folder with pytorch_lora_weights"):
-        merge_lora(base(), tmp_path / "nothing", DIT_CONFIG)
+    for missing in (tmp_path / "nothing", "~nobody_of_this_name/lora.safetensors"):
+        with pytest.raises(FileNotFoundError, match="nor a folder with pytorch_lora_weights"):
+            merge_lora(base(), missing, DIT_CONFIG)
 
 
 @pytest.fixture
@@ -248,14 +274,6 @@ def test_a_lora_run_is_checked_once_a_load(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(lora_folder, "weights_sha256", count)
     export(str(run), str(tmp_path / "one"))
     assert len(calls) == 1
-
-
-def test_a_lora_run_of_the_format_before_is_refused(folders):
-    _, run = folders
-    description = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps({**description, "format": "sora_jax lora 1"}))
-    with pytest.raises(ValueError, match=r"'sora_jax lora 1', which is no longer read: give the m"):
-        sora_jax.load(run)
 
 
 def test_a_lora_run_whose_model_is_another_one_or_gone_is_refused(folders):
