@@ -80,6 +80,10 @@ class Guidance:
         """Whether neither network is guided by the prompt, so that a negative one has no use."""
         return self.text == self.at_low_noise().text == 1
 
+    def with_text(self, text: float) -> "Guidance":
+        """The same with another scale by the prompt, of both networks."""
+        return dataclasses.replace(self, text=text, text_low=None)
+
     def at_low_noise(self) -> "Guidance":
         """That of the network for low noise."""
         text = self.text if self.text_low is None else self.text_low

@@ -94,13 +94,14 @@ class ModelSettings:
         Where that leaves no guidance by the prompt, a negative prompt of these settings has no use.
         """
         given = {name: value for name, value in values.items() if value is not None}
-        if not isinstance(given.get("guidance", self.guidance), Guidance):
-            changes = {"text": given["guidance"], "text_low": None}
-            given["guidance"] = dataclasses.replace(self.guidance, **changes)
         guidance = given.get("guidance", self.guidance)
+        if hasattr(guidance, "items"):
+            guidance = _as_guidance(guidance)
+        elif not isinstance(guidance, Guidance):
+            guidance = self.guidance.with_text(guidance)
         if guidance.is_without_prompt:
             given.setdefault("negative", "")
-        return dataclasses.replace(self, **given)
+        return dataclasses.replace(self, **{**given, "guidance": guidance})
 
     def check_defaults(
         self, latent_shape: Callable[[int, int, int], Any], check_length: Callable[[str, int], Any]
@@ -159,26 +160,45 @@ def read_settings(
     latent_shape: Callable[[int, int, int], Any],
     check_length: Callable[[str, int], Any],
 ) -> ModelSettings:
-    """The settings in the description of a model.
+    """The settings in the description of a model, which its other parts can serve.
 
     Args:
-      description: JSON values by name, other names among them.
-      file: that they are of, to be named.
+      description, file: see `parse_settings`.
       latent_shape, check_length: of the VAE and of the tokenizer beside it, see
         `ModelSettings.check_defaults`.
 
     Raises:
-      ValueError: one is missing, makes no sense, or is nothing that the model can serve.
+      ValueError: what `parse_settings` raises, or one is nothing that the model can serve.
     """
-    fields = dataclasses.fields(ModelSettings)
-    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
-    given = [field.name for field in fields if field.name in description]
+    settings = parse_settings(description, file)
     try:
-        values = {name: description[name] for name in dict.fromkeys([*needed, *given])}
-        settings = ModelSettings(**values)
         settings.check_defaults(latent_shape, check_length)
-    except KeyError as error:
-        raise ValueError(f"{file} lacks {error}; write the model folder again") from error
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{file}: {error}; write the model folder again") from error
     return settings
+
+
+def parse_settings(description: dict[str, Any], file: pathlib.Path) -> ModelSettings:
+    """The settings in the description of a model, by themselves.
+
+    Args:
+      description: JSON values by name.
+      file: that they are of, to be named.
+
+    Raises:
+      ValueError: one is missing, unknown, or makes no sense.
+    """
+    fields = {field.name: field for field in dataclasses.fields(ModelSettings)}
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in description:
+            raise ValueError(f"{file} lacks {name!r}; write the model folder again")
+    unknown = sorted(set(description) - set(fields))
+    if unknown:
+        raise ValueError(
+            f"{file}: {unknown[0]!r} is no setting of a model, which are {sorted(fields)}; remove "
+            "it, or write the model folder again"
+        )
+    try:
+        return ModelSettings(**description)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}; write the model folder again") from error

@@ -1,21 +1,22 @@
 """What the config of a fine-tuning run leaves to the model that it starts from."""
 
 import dataclasses
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from sora_jax.buckets import ASPECT_RATIOS, make_buckets
-from sora_jax.diffusion.settings import ModelSettings
+from sora_jax.diffusion.settings import ModelSettings, parse_settings
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.vae import VAEConfig
-from sora_jax.weights.model_folder import find_model, load_description
-from sora_jax.weights.settings import from_settings
+from sora_jax.weights.model_folder import find_model
+from sora_jax.weights.parts import Parts, open_parts
 from sora_jax.weights.wan import is_open_model
 
-_PARTS = {"vae", "dit", "text"}
-_MORE = {"dit_low", "image"}
+# Of `ModelSettings`, what training fixes: the run's own settings say it, see `sampling_settings`.
+_FIXED = {"fps", "text_length", "shift", "shift_tokens"}
 
 
 def inherit(config: ConfigDict) -> ConfigDict:
@@ -26,47 +27,40 @@ def inherit(config: ConfigDict) -> ConfigDict:
     of its area and up to its length. Without `config.init` nothing changes.
 
     Raises:
-      FileNotFoundError, ValueError: it names no model folder, or a model that is not trained here.
+      FileNotFoundError, ValueError: it names no model folder, a damaged one, or an open model as it
+        is published; or `config.sampling` is nothing to sample with.
     """
     if config.get("task") != "dit" or not config.init:
         return config
     folder = find_model(config.init)
-    if not (folder / "model.json").is_file() and is_open_model(folder):
-        raise ValueError(
-            f"config.init={config.init} is an open model as it is published: write it as a model "
-            f"folder first, python -m sora_jax.weights import --source={folder} --output=FOLDER"
-        )
-    said = load_description(folder)
-    parts = said.get("parts", {})
-    missing = sorted(_PARTS - set(parts))
-    if missing:
-        raise ValueError(
-            f"config.init={config.init} has no {missing[0]!r} part, only {sorted(parts)}: give a "
-            f"model folder with {sorted(_PARTS)}, such as WORKDIR/model of a transformer's run"
-        )
-    more = sorted(set(parts) - _PARTS - _MORE)
-    if more:
-        raise ValueError(
-            f"config.init={config.init} has {more[0]!r} beside {sorted(_PARTS)} and at most "
-            f"{sorted(_MORE)}, which training does not know; start from a model without it"
-        )
+    parts, said = _read_model(config.init, folder)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         for name in ("vae", "text_encoder"):
             if config[name] is None:
                 config[name] = str(folder)
-        _fill(config.dit, parts.get("dit", {}), _names(DiTConfig))
-        _fill(config.noise, said, ("shift", "shift_tokens"))
-        _fill(config.tokenizer, {"length": said.get("text_length")}, ("length",))
-        # What training fixes is told by the run's own settings, see `sampling_settings`.
-        fixed = {"fps", "text_length", "shift", "shift_tokens"}
-        _fill_guidance(config.sampling, said)
-        unless_said = {"negative": ModelSettings.negative}
-        _fill(config.sampling, {**unless_said, **said}, set(_names(ModelSettings)) - fixed)
-        _fill(config.data, {**said, "buckets": None}, ("fps", "buckets"))
+        _fill(config.dit, dataclasses.asdict(parts.configs["dit"]), _names(DiTConfig))
+        _fill(config.noise, dataclasses.asdict(said), ("shift", "shift_tokens"))
+        _fill(config.tokenizer, {"length": said.text_length}, ("length",))
+        _fill_sampling(config.sampling, said)
+        _fill(config.data, {"fps": said.fps, "buckets": None}, ("fps", "buckets"))
         if config.data.buckets is None:
-            config.data.buckets = _buckets(config, parts.get("vae", {}))
+            config.data.buckets = _buckets(config, parts.configs["vae"])
     return config
+
+
+def _read_model(init: str, folder: pathlib.Path) -> tuple[Parts, ModelSettings]:
+    """The networks of `config.init`, with none of their parameters read, and its settings."""
+    if not (folder / "model.json").is_file() and is_open_model(folder):
+        raise ValueError(
+            f"config.init={init} is an open model as it is published: write it as a model folder "
+            f"first, python -m sora_jax.weights import --source={folder} --output=FOLDER"
+        )
+    try:
+        parts = open_parts(folder)
+        return parts, parse_settings(parts.settings, folder / "model.json")
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"config.init={init}: {error}") from error
 
 
 def _names(cls: type) -> list[str]:
@@ -75,37 +69,32 @@ def _names(cls: type) -> list[str]:
 
 def _fill(settings: ConfigDict, said: Mapping[str, Any], names: Iterable[str]) -> None:
     for name in names:
-        if settings.get(name) is None and name in said:
+        if settings.get(name) is None:
             settings[name] = said[name]
 
 
-def _fill_guidance(sampling: ConfigDict, said: Mapping[str, Any]) -> None:
-    """Guidance of the model; a number in the config is that by the prompt, and leaves the rest.
-
-    Where it is 1, which is none, the model's negative prompt has no use.
-    """
-    given, own = sampling.get("guidance"), said.get("guidance")
-    if own is not None and (given is None or isinstance(given, (int, float))):
-        parts = dict(own) if isinstance(own, Mapping) else {"text": own}
-        if given is not None:
-            parts |= {"text": given, "text_low": None}
-            if given == 1 and sampling.get("negative") is None:
-                sampling.negative = ""
-        # Anew: a place for a number takes no mapping.
-        if "guidance" in sampling:
-            del sampling["guidance"]
-        sampling.guidance = ConfigDict(parts)
+def _fill_sampling(sampling: ConfigDict, said: ModelSettings) -> None:
+    """How the model samples, but for what the config says; a number is guidance by the prompt."""
+    names = [name for name in _names(ModelSettings) if name not in _FIXED]
+    try:
+        asked = said.override(**{name: sampling.get(name) for name in names})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.sampling: {error}") from error
+    filled = dataclasses.asdict(asked)
+    # Anew: a place for a number takes no mapping.
+    if "guidance" in sampling:
+        del sampling["guidance"]
+    sampling.guidance = ConfigDict(filled["guidance"])
+    _fill(sampling, filled, names)
 
 
-def _buckets(config: ConfigDict, vae: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
+def _buckets(config: ConfigDict, vae: VAEConfig) -> tuple[tuple[int, int, int], ...]:
     """Images, clips of the model's length and of half of it, in the usual shapes.
 
     No images for a model whose clips begin with one.
     """
     (width, height), frames = config.sampling.size, config.sampling.frames
-    known = set(_names(VAEConfig))
-    sizes = from_settings(VAEConfig, {name: value for name, value in vae.items() if name in known})
-    stride = sizes.temporal_stride
+    stride = vae.temporal_stride
     lengths = (1, 1 + (frames - 1) // (2 * stride) * stride, frames)
     if config.dit.get("image_channels"):
         lengths = tuple(length for length in lengths if length > 1)
@@ -113,7 +102,7 @@ def _buckets(config: ConfigDict, vae: Mapping[str, Any]) -> tuple[tuple[int, int
         area=width * height,
         aspect_ratios=ASPECT_RATIOS,
         frames=lengths,
-        multiple=sizes.spatial_stride * config.dit.patch[1],
+        multiple=vae.spatial_stride * config.dit.patch[1],
         temporal=stride,
     )
     return tuple((b.frames, b.height, b.width) for b in buckets)

@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,8 +15,8 @@ from sora_jax.language.tokenizer import save_for_transformers
 from sora_jax.weights import pipeline_config
 from sora_jax.weights.entries import list_entries
 from sora_jax.weights.lora import lora_products, rounded
-from sora_jax.weights.lora_folder import BASE, take_adapters
-from sora_jax.weights.model_folder import load_description
+from sora_jax.weights.lora_folder import take_adapters
+from sora_jax.weights.model_folder import check_space, load_description
 from sora_jax.weights.parts import check_adapted, check_fit, open_parts
 from sora_jax.weights.tensor_files import INDEX, Stored, list_tensors, read_tensor, write_tensors
 from sora_jax.weights.wan_settings import OWN_SETTINGS
@@ -33,8 +32,6 @@ _PLACES = {
 _NEEDED = {"vae", "dit", "text"}
 # Bytes of numbers in a file; what is larger is divided, as diffusers' own files are.
 _SHARD = 5_000_000_000
-# What a description holds besides settings.
-_NOT_SETTINGS = ("format", "parts", *BASE)
 # Without it older releases of transformers refuse a file.
 _METADATA = {"format": "pt"}
 
@@ -90,8 +87,7 @@ def open_folder(
         place for.
     """
     folder, adapters, adapted = take_adapters(folder, lora, lora_low)
-    description = load_description(folder)
-    described = description.get("parts", {})
+    described = load_description(folder).get("parts", {})
     if not _NEEDED <= set(described) <= set(_PLACES):
         raise ValueError(
             f"{folder} has the parts {sorted(described)}, and a pipeline is made of "
@@ -108,14 +104,13 @@ def open_folder(
         )
     check_adapted(folder, parts, adapters)
     products = {part: lora_products(file, parts.configs[part]) for part, file in adapters.items()}
-    settings = description if adapted is None else adapted.settings
     # Numbers as they are written, where `parts` has rounded them.
     mean, std = (described["vae"][f"latent_{name}"] for name in ("mean", "std"))
     return FolderModel(
         parts.configs,
         {part: list_tensors(folder, part) for part in parts.configs},
         products,
-        {name: value for name, value in settings.items() if name not in _NOT_SETTINGS},
+        parts.settings if adapted is None else adapted.settings,
         mean,
         std,
         parts.tokenizer,
@@ -220,13 +215,8 @@ def _made(output: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
     """A folder beside the output to write to, which becomes it at the end, or nothing does."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder; remove it or name another")
+    check_space(output, size)
     output.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(output.parent).free
-    if free < size:
-        raise ValueError(
-            f"{output} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make "
-            "room, or name a folder elsewhere"
-        )
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".writing-") as scratch:
         folder = pathlib.Path(scratch) / "pipeline"
         folder.mkdir()

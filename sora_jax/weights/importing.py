@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 
-from sora_jax.weights.model_folder import replaced, write_description
+from sora_jax.weights.model_folder import check_space, replaced, write_description
 from sora_jax.weights.streaming import lay_out, stream
 from sora_jax.weights.tensor_files import write_tensors
 from sora_jax.weights.wan import OpenModel
@@ -31,13 +31,7 @@ def write_model(model: OpenModel, output: pathlib.Path, dtype: np.dtype | None) 
         for layout in layouts.values()
         for shape, kind in layout.values()
     )
-    output.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(output).free
-    if free < size:
-        raise ValueError(
-            f"{output} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make "
-            "room, or name a folder elsewhere"
-        )
+    check_space(output, size)
     with replaced(output) as scratch:
         for part, config in model.configs.items():
             tensors = stream(model.tensors[part], part, config, layouts[part])

@@ -20,13 +20,9 @@ from sora_jax.weights.tensor_files import read_json
 
 # What model.json says of the model that adapters are for: its folder, its transformer's checksum,
 # and the part which that is where there are two.
-BASE = "base", "base_transformer_sha256", "base_part"
+_BASE = "base", "base_transformer_sha256", "base_part"
 # How adapters of each part are given, in Python and as flags.
 _GIVEN = {"dit": "lora", "dit_low": "lora_low"}
-
-
-# Of folders whose checksum was that of the whole file.
-_BEFORE = "sora_jax lora 1"
 
 
 class Adapted(NamedTuple):
@@ -34,15 +30,22 @@ class Adapted(NamedTuple):
 
     Attributes:
       base: model folder that the adapters were trained on.
+      sha256: of its transformer.
+      part: which of two transformers that is; None where there is one.
       file: of the adapters.
       settings: of sampling, as model.json of a whole model has them.
-      part: of that model, which the adapters are for.
     """
 
     base: pathlib.Path
+    sha256: Any
+    part: str | None
     file: pathlib.Path
     settings: dict[str, Any]
-    part: str
+
+    @property
+    def adapts(self) -> str:
+        """The part of the model that the adapters are for."""
+        return self.part or "dit"
 
 
 def transformer_sha256(folder: pathlib.Path | str, part: str = "dit") -> str:
@@ -76,52 +79,40 @@ def save_lora(
       part: which of two transformers that is; None where there is one.
     """
     said = str(pathlib.Path(base).expanduser().resolve()), sha256, part
-    description = {"format": LORA_FORMAT, **dict(zip(BASE, said)), **settings}
+    description = {"format": LORA_FORMAT, **dict(zip(_BASE, said)), **settings}
     with replaced(folder) as scratch:
         save_file(dict(tensors), scratch / FILE, metadata={"format": "pt"})
         (scratch / "model.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def find_adapted(folder: pathlib.Path) -> Adapted | None:
-    """The contents of the folder of a LoRA run; None if it is any other folder.
+    """What the folder of a LoRA run says; None if it is any other folder.
 
     Raises:
-      ValueError: it was written before the checksum was what it is now.
+      ValueError: it says that the adapters are for no transformer.
     """
-    said = _read(folder)
-    if said is None:
+    description = folder / "model.json"
+    try:
+        said = read_json(description)
+    except (FileNotFoundError, ValueError):  # of no kind: whoever reads it as a model says so
         return None
-    description, part = folder / "model.json", said.get("base_part") or "dit"
-    if part not in _GIVEN:
+    if said.pop("format", None) != LORA_FORMAT:
+        return None
+    base, sha256, part = (said.pop(name, None) for name in _BASE)
+    if part is not None and part not in list(_GIVEN):
         raise ValueError(
             f"{description}: base_part is {part!r}, and must be one of {sorted(_GIVEN)}, the "
             "transformers of high and of low noise; write the folder again"
         )
-    if said["format"] == _BEFORE:
-        raise ValueError(
-            f"{description} is of the format {_BEFORE!r}, which is no longer read: "
-            f"{_by_themselves(folder / FILE, part)}"
-        )
-    return Adapted(pathlib.Path(str(said.get("base"))), folder / FILE, said, part)
-
-
-def _read(folder: pathlib.Path) -> dict[str, Any] | None:
-    """model.json of a LoRA run's folder, of any format; None if it is any other folder."""
-    try:
-        said = read_json(folder / "model.json")
-    except (FileNotFoundError, ValueError):  # of no kind: whoever reads it as a model says so
-        return None
-    return said if said.get("format") in (LORA_FORMAT, _BEFORE) else None
-
-
-def _by_themselves(file: pathlib.Path, part: str) -> str:
-    return f"give the model and the adapters by themselves: MODEL with --{_GIVEN[part]}={file}"
+    return Adapted(pathlib.Path(str(base)), sha256, part, folder / FILE, said)
 
 
 def _check_base(adapted: Adapted) -> None:
     """Raises FileNotFoundError or ValueError if the model of adapters is gone or has changed."""
-    base, part, description = adapted.base, adapted.part, adapted.file.parent / "model.json"
-    remedy = _by_themselves(adapted.file, part)
+    base, part, description = adapted.base, adapted.adapts, adapted.file.parent / "model.json"
+    remedy = (
+        f"give the model and the adapters by themselves: MODEL with --{_GIVEN[part]}={adapted.file}"
+    )
     try:
         load_description(base)
         found = transformer_sha256(base, part)
@@ -130,7 +121,7 @@ def _check_base(adapted: Adapted) -> None:
             f"{description} has adapters for the model in {base}: {error}; if it was moved, "
             f"{remedy}"
         ) from error
-    if found != adapted.settings.get(BASE[1]):
+    if found != adapted.sha256:
         raise ValueError(
             f"{description} has adapters for the model that was in {base}, where there is another "
             f"one now; if it was moved, {remedy}"
@@ -162,26 +153,26 @@ def take_adapters(
         transformers, for low noise, apart.
 
     Raises:
-      FileNotFoundError, ValueError: the model of a LoRA run is gone or has changed, or its folder
-        is too old, what `find_lora` raises, or there are adapters for a transformer that has them,
-        or for the other of two.
+      FileNotFoundError, ValueError: the model of a LoRA run is gone or has changed, what
+        `find_lora` raises, or there are adapters for a transformer that has them, or for the other
+        of two.
     """
     given = {"dit": lora, "dit_low": lora_low}
     adapters = {part: find_lora(file) for part, file in given.items() if file is not None}
     for part, file in adapters.items():
-        said = (_read(file.parent) or {}).get("base_part")
-        if said in _GIVEN and said != part:
+        own = find_adapted(file.parent)
+        if own is not None and own.part not in (None, part):
             raise ValueError(
                 f"{file} has adapters for the other of two transformers: give them as "
-                f"{_GIVEN[said]}, not as {_GIVEN[part]}"
+                f"{_GIVEN[own.part]}, not as {_GIVEN[part]}"
             )
     adapted = find_adapted(folder)
     if adapted is None:
         return Taken(folder, adapters, None)
-    if adapted.part in adapters:
+    if adapted.adapts in adapters:
         raise ValueError(
             f"{folder} is of a LoRA run and has adapters already; leave out those of "
-            f"{adapters[adapted.part]}, or give the model {adapted.base}"
+            f"{adapters[adapted.adapts]}, or give the model {adapted.base}"
         )
     _check_base(adapted)
-    return Taken(adapted.base, {**adapters, adapted.part: adapted.file}, adapted)
+    return Taken(adapted.base, {**adapters, adapted.adapts: adapted.file}, adapted)

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sora_jax.weights.int8 import held_dtype, quantise
-from sora_jax.weights.tensor_files import DTYPES, allocate, check_finite, check_range
+from sora_jax.weights.tensor_files import DTYPES, allocate, check_finite, check_range, read_json
 
 FORMAT = "sora_jax model 1"
 LORA_FORMAT = "sora_jax lora 2"  # see `weights.lora_folder`
+NOT_SETTINGS = ("format", "parts")  # what model.json holds besides settings of the whole model
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -83,15 +84,33 @@ def replaced(folder: pathlib.Path | str) -> Iterator[pathlib.Path]:
     Where writing fails, nothing changes.
     """
     folder = pathlib.Path(folder)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-        scratch = pathlib.Path(scratch)
-        yield scratch
-        # The description goes first and comes last: a folder with one is complete, also where the
-        # model of an earlier step is replaced.
-        (folder / "model.json").unlink(missing_ok=True)
-        for file in sorted(scratch.iterdir(), key=lambda file: file.name == "model.json"):
-            os.replace(file, folder / file.name)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+            scratch = pathlib.Path(scratch)
+            yield scratch
+            # The description goes first and comes last: a folder with one is complete, also where
+            # the model of an earlier step is replaced.
+            (folder / "model.json").unlink(missing_ok=True)
+            for file in sorted(scratch.iterdir(), key=lambda file: file.name == "model.json"):
+                os.replace(file, folder / file.name)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # something is in it after all
+                folder.rmdir()
+        raise
+
+
+def check_space(folder: pathlib.Path, size: int) -> None:
+    """Raises ValueError unless there is room for so many bytes where a folder is or will be."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise ValueError(
+            f"{folder} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make "
+            "room, or name a folder elsewhere"
+        )
 
 
 def find_model(folder: pathlib.Path | str) -> pathlib.Path:
@@ -116,16 +135,13 @@ def load_description(folder: pathlib.Path | str) -> dict[str, Any]:
             f"{folder} holds no model.json; give a model folder, such as WORKDIR/model of a "
             "training run"
         )
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not JSON ({error}); write the model folder again") from error
-    if isinstance(description, dict) and description.get("format") == LORA_FORMAT:
+    description = read_json(file, "write the model folder again")
+    if description.get("format") == LORA_FORMAT:
         raise ValueError(
             f"{folder} holds adapters and no whole model; give that of {description.get('base')}, "
             "or write both as one: python -m sora_jax.weights export"
         )
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+    if description.get("format") != FORMAT:
         raise ValueError(f"{file} is not a {FORMAT!r} file; write the model folder again")
     parts = description.get("parts", {})
     if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):

@@ -16,7 +16,12 @@ from sora_jax.models.image import ImageConfig, init_image
 from sora_jax.models.sizes import abstract_params
 from sora_jax.models.text import TextConfig, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
-from sora_jax.weights.model_folder import check_part_file, load_description, load_part
+from sora_jax.weights.model_folder import (
+    NOT_SETTINGS,
+    check_part_file,
+    load_description,
+    load_part,
+)
 from sora_jax.weights.settings import from_settings
 from sora_jax.weights.streaming import read_part
 from sora_jax.weights.wan import is_open_model, open_model
@@ -51,7 +56,7 @@ class Parts:
       configs: sizes of the "vae", "dit", "text", of the transformer for low noise, "dit_low", where
         there are two of one size, and of the "image" encoder where there is one.
       mean, std: float32 [C], of the latents.
-      settings: the rest of model.json.
+      settings: what model.json holds besides its parts.
       tokenizer: file of the tokenizer.
       load: the parameters of a part, each of which goes through a function before the next is
         read: what a process holds of them at a time is one.
@@ -91,6 +96,12 @@ def open_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
         "dit": _config(DiTConfig, _part(folder, "dit"), folder),
         "text": _config(TextConfig, _part(folder, "text"), folder),
     }
+    unknown = sorted(set(description["parts"]) - set(_INITS))
+    if unknown:
+        raise ValueError(
+            f"{folder}/model.json has the part {unknown[0]!r}, which is none of {sorted(_INITS)}; "
+            "write the model folder again"
+        )
     if has_two(folder, description):
         configs["dit_low"] = configs["dit"]
     if "image" in description["parts"]:
@@ -102,7 +113,8 @@ def open_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
     def load(part: str, place: Callable[[Any], Any]) -> Any:
         return load_part(folder, part, shapes[part], dtype, place)
 
-    return Parts(configs, mean, std, description, folder / "tokenizer.json", load)
+    settings = {name: description[name] for name in description if name not in NOT_SETTINGS}
+    return Parts(configs, mean, std, settings, folder / "tokenizer.json", load)
 
 
 _INITS = {

@@ -210,13 +210,24 @@ def test_a_run_does_not_go_on_with_other_adapters(model, tmp_path, changes, mess
         ({"text_encoder": ""}, r"adapters for a text encoder that stays .* config.text_encoder"),
         ({"lora.rank": 64}, r"config.lora.rank=64 is more than the 32 x 32 matrix"),
         ({"init": "two"}, r"two: the boundary between two transformers is None, and the parts"),
-        ({"init": "vae"}, r"config.init=.* has no 'dit' part, only \['vae'\]: give a model folder"),
+        ({"init": "vae"}, r"config.init=.* has no 'dit' part, only \['vae'\]; a model that"),
+        ({"init": "unsized"}, r"config.init=.*unsized: .*model.json lacks 'size'; write the model"),
+        ({"init": "misspelt"}, r"config.init=.*misspelt: .*'level_gird' is no setting of a model"),
     ],
 )
 def test_a_model_that_adapters_cannot_be_trained_for_is_refused(model, tmp_path, changes, message):
     if changes.get("init") == "vae":
         save_vae(tmp_path / "vae")
         changes = {"init": str(tmp_path / "vae"), "data.buckets": None}
+    if changes.get("init") in ("unsized", "misspelt"):
+        other = write_model(tmp_path / changes["init"])
+        description = json.loads((other / "model.json").read_text())
+        if changes["init"] == "unsized":
+            del description["size"]
+        else:
+            description["level_gird"] = 1000
+        (other / "model.json").write_text(json.dumps(description))
+        changes = {"init": str(other), "data.buckets": None}
     if changes.get("init") == "two":
         two = write_model(tmp_path / "two")
         description = json.loads((two / "model.json").read_text())

@@ -207,6 +207,9 @@ def test_adapters_for_the_other_transformer_are_refused(adapters, tmp_path):
         sora_jax.load(run)
     description = run / "model" / "model.json"
     said = json.loads(description.read_text())
+    description.write_text(json.dumps({**said, "base_part": ["dit"]}))
+    with pytest.raises(ValueError, match=r"base_part is \['dit'\], and must be one of"):
+        sora_jax.load(run)
     description.write_text(json.dumps({**said, "base_part": "vae"}))
     with pytest.raises(ValueError, match=r"base_part is 'vae', and must be one of \['dit', 'dit_l"):
         sora_jax.load(run)
