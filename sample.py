@@ -153,6 +153,8 @@ def main(argv):
         run()
     except (ValueError, OSError) as error:
         command.fail(error)
+    except MemoryError:
+        command.fail(asked.memory_hint())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

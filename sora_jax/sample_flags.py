@@ -13,6 +13,8 @@ from absl import flags
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.pipeline import Model
+from sora_jax.weights.lora_folder import find_adapted
+from sora_jax.weights.model_folder import find_model
 
 PROMPT = flags.DEFINE_string("prompt", None, "What to show.", required=True)
 OUTPUT = flags.DEFINE_string("output", "video.mp4", "File to write: .mp4, .gif, .webp or .png.")
@@ -90,14 +92,20 @@ def memory_hint() -> str:
     """What to do where a network that runs takes too much, but for what is done already."""
     ways = [OUT_OF_MEMORY]
     smaller = [] if DTYPE.value in ("bfloat16", "float16", "int8") else ["bfloat16"]
-    adapted = LORA.value is not None or LORA_LOW.value is not None
-    if DTYPE.value != "int8" and not adapted:  # adapters are not added to int8
+    if DTYPE.value != "int8" and not _has_adapters():  # which are not added to int8
         smaller.append("int8")
     if smaller:
         ways.append(f"hold parameters in --dtype={' or '.join(smaller)}")
     if not IN_TURN.value:
         ways.append("hold one network at a time, --in_turn")
     return "; ".join(ways)
+
+
+def _has_adapters() -> bool:
+    """Whether adapters are given, or the checkpoint is that of a LoRA run."""
+    if LORA.value is not None or LORA_LOW.value is not None:
+        return True
+    return CHECKPOINT.value is not None and find_adapted(find_model(CHECKPOINT.value)) is not None
 
 
 def parse_size(flag: flags.FlagHolder, default: tuple[int, int]) -> tuple[int, int]:
@@ -114,7 +122,6 @@ def parse_size(flag: flags.FlagHolder, default: tuple[int, int]) -> tuple[int, i
 def parse_guidance(default: Guidance) -> Guidance | None:
     """The guidance that the flags ask for; None if they ask for nothing."""
     changes = {
-        "text": GUIDANCE.value,
         "text_low": GUIDANCE_LOW.value,
         "given": GIVEN_GUIDANCE.value,
         "rescale": GUIDANCE_RESCALE.value,
@@ -128,9 +135,11 @@ def parse_guidance(default: Guidance) -> Guidance | None:
                 f"--guidance_interval={given} is not LOW,HIGH such as 0.1,0.9"
             ) from None
     changes = {name: value for name, value in changes.items() if value is not None}
-    if "text" in changes:  # of both transformers, unless the second has its own
-        changes.setdefault("text_low", None)
-    return dataclasses.replace(default, **changes) if changes else None
+    if GUIDANCE.value is not None:
+        default = default.with_text(GUIDANCE.value)
+    elif not changes:
+        return None
+    return dataclasses.replace(default, **changes)
 
 
 def parse_frames(model: Model) -> int:
