@@ -30,7 +30,11 @@ def test_the_tokenizer_stays_once_there_is_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("keep", "part", "message"),
     [
-        (keep_vae, "vae", r"is not the VAE that the run in .* began with"),
+        (
+            lambda workdir, folder: keep_vae(workdir, folder, "vae"),
+            "vae",
+            r"config.vae=.* is not the VAE that the run in .* began with",
+        ),
         (
             lambda workdir, folder: keep_text_encoder(workdir, folder, 32),
             "text",
