@@ -98,6 +98,8 @@ def run():
         "negative": asked.NEGATIVE.value,
     }
     prompt, seconds = asked.PROMPT.value, frames / model.fps
+    if task == "text_loop" and asked.SECONDS.value is not None:
+        seconds = asked.SECONDS.value
     long = frames > ROLLED * model.settings.frames
     if task is None and asked.DRAFT.value is None and model.latent_frames > 2 and long:
         task = "long"
@@ -119,9 +121,7 @@ def run():
         ),
         "image": lambda: sora_jax.animate(model, inputs[0][0], prompt, frames=frames, **sampling),
         "long": lambda: sora_jax.long_video(model, prompt, seconds, size=size, **sampling),
-        "text_loop": lambda: sora_jax.endless_loop(
-            model, prompt, asked.SECONDS.value or seconds, size=size, **sampling
-        ),
+        "text_loop": lambda: sora_jax.endless_loop(model, prompt, seconds, size=size, **sampling),
         "extend": lambda: sora_jax.extend(model, inputs[0], prompt, asked.EXTEND.value, **sampling),
         "loop": lambda: sora_jax.loop(model, inputs[0], prompt, asked.parse_loop(), **sampling),
         "edit": lambda: sora_jax.edit(model, inputs[0], prompt, asked.EDIT.value, **sampling),

@@ -1,5 +1,6 @@
-"""What sample.py proposes where memory is too little is something that it takes."""
+"""What sample.py makes of its flags, and proposes where memory is too little."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from commands import environment
 
 from sora_jax.weights.lora_folder import save_lora
 
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 HINT = """
 import sys
 from absl import flags
@@ -33,3 +35,15 @@ def test_int8_is_proposed_only_without_adapters(tmp_path, adapted):
     ).stdout
     smaller = "bfloat16; " if adapted else "bfloat16 or int8; "
     assert f"--dtype={smaller}" in said
+
+
+def test_a_loop_of_no_duration_is_refused(tmp_path):
+    flags = ["--prompt=a", "--loop", "--seconds=0", f"--output={tmp_path / 'loop.mp4'}"]
+    made = subprocess.run(
+        [sys.executable, REPOSITORY / "sample.py", *flags],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 1 and "0.0 seconds hold 0 latent frames" in made.stderr
+    assert not list(tmp_path.iterdir())
