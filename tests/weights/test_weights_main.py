@@ -1,4 +1,4 @@
-"""Export: half the size, and only of parameters that half precision holds."""
+"""Writing models: half the size, only of what half precision holds, and whole or not at all."""
 
 import shutil
 
@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 import sora_jax
 from sora_jax.loading import PRETRAINED
 from sora_jax.weights.__main__ import export
+from sora_jax.weights.model_folder import check_space, replaced
 
 
 @pytest.fixture
@@ -42,3 +43,21 @@ def test_parameters_that_half_precision_cannot_hold_are_refused(home, value, why
     with pytest.raises(ValueError, match=why):
         export(str(home / "model"), str(home / "half"))
     assert not (home / "half").exists()
+
+
+def test_without_room_for_a_model_nothing_is_made(tmp_path):
+    with pytest.raises(ValueError, match=r"out takes 1208925819614629.2 GB, and .* are free there"):
+        check_space(tmp_path / "deep" / "out", 2**80)
+    check_space(tmp_path / "deep" / "out", 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_leaves_the_folder_as_it_was(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.json").write_text("{}")
+    for folder in (tmp_path / "new", tmp_path / "old"):
+        with pytest.raises(RuntimeError, match="stopped"), replaced(folder) as scratch:
+            (scratch / "model.json").write_text("half")
+            raise RuntimeError("stopped")
+    assert [file.name for file in tmp_path.iterdir()] == ["old"]
+    assert [file.read_text() for file in (tmp_path / "old").iterdir()] == ["{}"]
