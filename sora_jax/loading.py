@@ -10,12 +10,13 @@ import numpy as np
 from sora_jax.diffusion.settings import ModelSettings, read_settings
 from sora_jax.language.tokenizer import Tokenizer
 from sora_jax.pipeline import Model
+from sora_jax.weights.fit import check_adapted, check_vocabulary
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.in_turn import InTurn
 from sora_jax.weights.lora import check_lora, merge_lora
 from sora_jax.weights.lora_folder import take_adapters
 from sora_jax.weights.model_folder import find_model
-from sora_jax.weights.parts import check_adapted, check_fit, check_vocabulary, open_parts
+from sora_jax.weights.parts import open_parts
 from sora_jax.weights.tensor_files import as_dtype
 from sora_jax.weights.wan_settings import OWN_SETTINGS
 
@@ -54,7 +55,7 @@ def load(
     folder = find_model(PRETRAINED if source is None else fetch(source))
     folder, adapters, adapted = take_adapters(folder, lora, lora_low)
     parts = open_parts(folder, kept)
-    check_adapted(folder, parts, adapters)
+    check_adapted(folder, parts.configs, adapters)
     for part, file in adapters.items():
         check_lora(file, parts.configs[part])
         if kept == np.int8:
@@ -62,12 +63,11 @@ def load(
                 f"the adapters of {file} cannot be added to parameters in int8; write a model with "
                 "them first: sora_jax.weights export --lora, of an open model after import"
             )
-    check_fit(folder, parts)
     described = (folder if adapted is None else adapted.file.parent) / "model.json"
     described = described if described.is_file() else folder / OWN_SETTINGS
     settings = parts.settings if adapted is None else adapted.settings
     # Before parameters are read, which may take minutes.
-    tokenizer, settings = open_words(parts.tokenizer, settings, described, parts.configs)
+    tokenizer, settings = open_words(folder, parts.tokenizer, settings, described, parts.configs)
 
     def read(part: str) -> Any:
         if part not in adapters:
@@ -94,12 +94,17 @@ def load(
 
 
 def open_words(
-    file: pathlib.Path, settings: dict[str, Any], described: pathlib.Path, configs: dict[str, Any]
+    folder: pathlib.Path,
+    file: pathlib.Path,
+    settings: dict[str, Any],
+    described: pathlib.Path,
+    configs: dict[str, Any],
 ) -> tuple[Tokenizer, ModelSettings]:
     """The tokenizer of a model and its settings, checked against its networks.
 
     Args:
-      file: tokenizer.json.
+      folder: of the model, to be named.
+      file: its tokenizer.json.
       settings: of the model, as JSON has them.
       described: file that they are of, to be named.
       configs: sizes of the networks, see `weights.parts.Parts`.
@@ -109,6 +114,6 @@ def open_words(
         settings that make no sense or that the model cannot serve.
     """
     tokenizer = Tokenizer.from_file(file)
-    check_vocabulary(file.parent, tokenizer.vocabulary, configs["text"])
+    check_vocabulary(folder, tokenizer.vocabulary, configs["text"])
     shape = configs["vae"].latent_shape
     return tokenizer, read_settings(settings, described, shape, tokenizer.check_length)

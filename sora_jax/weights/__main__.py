@@ -90,7 +90,7 @@ def export_pipeline(
     folder = find_model(source)
     model = open_folder(folder, lora, lora_low)
     described = folder / "model.json"
-    _, settings = open_words(model.tokenizer, model.settings, described, model.configs)
+    _, settings = open_words(folder, model.tokenizer, model.settings, described, model.configs)
     latents = model.configs["vae"].latent_shape(settings.frames, *settings.size[::-1])
     dit = model.configs["dit"]
     shift = settings.shift_for(math.prod(dit.grid(latents[:3])))
@@ -158,7 +158,7 @@ def import_open(source: str, output: str, *, dtype: str = "stored") -> None:
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output={output} is the source itself; name another folder")
     model = open_model(folder)
-    open_words(model.tokenizer, model.settings, folder / OWN_SETTINGS, model.configs)
+    open_words(folder, model.tokenizer, model.settings, folder / OWN_SETTINGS, model.configs)
     write_model(model, output, kept)
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from sora_jax.language.tokenizer import save_for_transformers
 from sora_jax.weights import pipeline_config
 from sora_jax.weights.entries import list_entries
+from sora_jax.weights.fit import check_adapted
 from sora_jax.weights.lora import lora_products, rounded
 from sora_jax.weights.lora_folder import take_adapters
 from sora_jax.weights.model_folder import check_space, load_description
-from sora_jax.weights.parts import check_adapted, check_fit, open_parts
+from sora_jax.weights.parts import open_parts
 from sora_jax.weights.tensor_files import INDEX, Stored, list_tensors, read_tensor, write_tensors
 from sora_jax.weights.wan_settings import OWN_SETTINGS
 
@@ -95,14 +96,13 @@ def open_folder(
             "model of a run of the transformer, such as WORKDIR/model"
         )
     parts = open_parts(folder, None)
-    check_fit(folder, parts)
     stride = parts.configs["vae"].temporal_stride
     if stride != 4:
         raise ValueError(
             f"{folder}: its VAE makes a latent frame of {stride} frames, and that of diffusers of "
             "4 always; it cannot be exported"
         )
-    check_adapted(folder, parts, adapters)
+    check_adapted(folder, parts.configs, adapters)
     products = {part: lora_products(file, parts.configs[part]) for part, file in adapters.items()}
     # Numbers as they are written, where `parts` has rounded them.
     mean, std = (described["vae"][f"latent_{name}"] for name in ("mean", "std"))

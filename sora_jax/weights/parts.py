@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from sora_jax.models.image import ImageConfig, init_image
 from sora_jax.models.sizes import abstract_params
 from sora_jax.models.text import TextConfig, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
+from sora_jax.weights.fit import check_fit
 from sora_jax.weights.model_folder import (
     NOT_SETTINGS,
     check_part_file,
@@ -78,8 +79,8 @@ def open_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
       dtype: of the parameters; None for that of the files, int8 for that of the matrices.
 
     Raises:
-      FileNotFoundError, ValueError: missing, of another configuration, or damaged so that it shows
-        in a header. Damage to numbers shows when they are read.
+      FileNotFoundError, ValueError: missing, of another configuration or of different models, or
+        damaged so that it shows in a header. Damage to numbers shows when they are read.
     """
     if not (folder / "model.json").is_file() and is_open_model(folder):
         model = open_model(folder)
@@ -109,6 +110,7 @@ def open_parts(folder: pathlib.Path, dtype: Dtype = _FLOAT32) -> Parts:
     shapes = {name: _shapes(_INITS[name], config) for name, config in configs.items()}
     for name in configs:
         check_part_file(folder, name, shapes[name])
+    check_fit(folder, configs, mean, std)
 
     def load(part: str, place: Callable[[Any], Any]) -> Any:
         return load_part(folder, part, shapes[part], dtype, place)
@@ -198,54 +200,6 @@ def has_two(folder: Path, description: dict[str, Any]) -> bool:
             "model.json; they are of different models: take both from one"
         )
     return boundary is not None
-
-
-def check_fit(folder: Path, parts: Parts) -> None:
-    """Raises ValueError where parts that are whole by themselves do not fit each other."""
-    vae, dit, text = (parts.configs[part] for part in ("vae", "dit", "text"))
-    image = parts.configs.get("image")
-    channels = vae.latent_channels
-    beside = vae.temporal_stride + channels if dit.image_channels else 0
-    image_width = image.width if image else 0
-    tokens = 2 * image.tokens if image and dit.image_positions else 0
-    for what, given, fits in (
-        ("latent_channels of the dit", dit.latent_channels, channels),
-        ("length of latent_mean", parts.mean.size, channels),
-        ("length of latent_std", parts.std.size, channels),
-        ("text_width of the dit", dit.text_width, text.width),
-        ("image_channels of the dit", dit.image_channels, beside),
-        ("image_width of the dit", dit.image_width, image_width),
-        ("image_positions of the dit", dit.image_positions, tokens),
-    ):
-        if given != fits:
-            raise ValueError(
-                f"{folder}: the {what} is {given}, and the parts beside it need {fits}; they are "
-                "of different models: take all of them from one"
-            )
-
-
-def check_adapted(folder: Path, parts: Parts, adapters: Mapping[str, Path]) -> None:
-    """Raises ValueError where adapters by part are for a second transformer, and there is none."""
-    if "dit_low" in adapters and "dit_low" not in parts.configs:
-        raise ValueError(
-            f"{folder} has one transformer, and the adapters of {adapters['dit_low']} are given as "
-            "those of a second one, for low noise; give them as lora"
-        )
-
-
-def check_vocabulary(folder: Path, ids: int, text: TextConfig) -> None:
-    """Raises ValueError unless the text encoder of a model folder knows all ids of its tokenizer.
-
-    Args:
-      folder: to be named.
-      ids: of the tokenizer.
-      text: sizes of the text encoder.
-    """
-    if ids > text.vocabulary:
-        raise ValueError(
-            f"{folder}: its tokenizer has {ids} ids and its text encoder only {text.vocabulary}; "
-            "take both from one model"
-        )
 
 
 def _part(folder: Path, name: str) -> dict[str, Any]:

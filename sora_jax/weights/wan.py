@@ -15,6 +15,7 @@ from sora_jax.models.image import ImageConfig
 from sora_jax.models.text import TextConfig
 from sora_jax.models.vae import VAEConfig
 from sora_jax.weights.entries import name_image_tensors
+from sora_jax.weights.fit import check_fit
 from sora_jax.weights.original import to_diffusers_name
 from sora_jax.weights.streaming import check_part
 from sora_jax.weights.tensor_files import Stored, are_equal, list_tensors, read_json
@@ -111,7 +112,7 @@ def open_model(folder: pathlib.Path) -> OpenModel:
                 f"{places[part]}: {error} (as its config.json has it); download it again, from "
                 f"{REPOSITORY} for one"
             ) from error
-    _check_fit(folder, configs)
+    check_fit(folder, configs, mean, std)
     settings = wan_settings(configs["vae"], configs["dit"], *schedule)
     if not original:
         settings = read_own_settings(folder, settings)
@@ -167,41 +168,6 @@ def _open_original(
     dit = transformers["dit"].config
     _check_companions(folder, dit)
     return transformers, original_schedule(dit, two=two)
-
-
-def _check_fit(folder: pathlib.Path, configs: dict[str, Any]) -> None:
-    """Raises ValueError where networks that are whole by themselves do not fit each other."""
-    vae, dit, text = (configs[part] for part in ("vae", "dit", "text"))
-    for what, one, other in (
-        ("latent channels", dit.latent_channels, vae.latent_channels),
-        ("text features", dit.text_width, text.width),
-        *_image_sizes(dit, vae, configs.get("image")),
-    ):
-        if one != other:
-            raise ValueError(
-                f"{folder}: the transformer takes {one} {what} and is given {other}; its parts are "
-                "of different models: take all of them from one"
-            )
-    if configs.get("dit_low", dit) != dit:
-        raise ValueError(
-            f"{folder}: its transformers of high and of low noise have different sizes; they are "
-            "of different models: take both from one"
-        )
-
-
-def _image_sizes(
-    dit: DiTConfig, vae: VAEConfig, image: ImageConfig | None
-) -> list[tuple[str, int, int]]:
-    """What a transformer takes of images, how much, and how much there is."""
-    sizes = []
-    if dit.image_channels:
-        given = vae.temporal_stride + vae.latent_channels
-        sizes.append(("channels of images beside the noise", dit.image_channels, given))
-    if image is not None:
-        sizes.append(("channels of image tokens", dit.image_width, image.width))
-    if dit.image_positions:
-        sizes.append(("image tokens of two images", dit.image_positions, 2 * image.tokens))
-    return sizes
 
 
 def _check_companions(folder: pathlib.Path, dit: DiTConfig) -> None:
