@@ -11,38 +11,24 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.weights.entries import Reorder, list_entries
+from sora_jax.weights.lora_said import INSTEAD, WRITTEN, Said, read_said
 from sora_jax.weights.original import to_original_name
-from sora_jax.weights.tensor_files import (
-    PICKLES,
-    Stored,
-    list_file,
-    parse_json,
-    read_json,
-    read_tensor,
-)
+from sora_jax.weights.tensor_files import PICKLES, Stored, list_file, read_tensor
 
 FILE = "pytorch_lora_weights.safetensors"
 
-_WRITTEN = "transformer."
 # Of a module's name, by who wrote the file: diffusers, ComfyUI's kind, peft, kohya's kind.
 _PEFT = "base_model.model."
-_PREFIXES = (_WRITTEN, "diffusion_model.", _PEFT, "lora_unet_")
+_PREFIXES = (WRITTEN, "diffusion_model.", _PEFT, "lora_unet_")
 _TENSOR = re.compile(r"(.+?)\.(?:(lora_A|lora_down)|(lora_B|lora_up))(?:\.default)?\.weight")
-_METADATA = "lora_adapter_metadata"
-_BESIDE = "adapter_config.json"  # where peft itself says what diffusers has in the metadata
-_INSTEAD = "only low-rank adapters of the transformer's matrices are read"
-# Ways in which patterns of a file may be tried, together, on one name of so many letters; and the
-# longest of them.
-_MOST_WAYS, _LETTERS, _LONGEST = 10**7, 50, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +66,7 @@ def lora_to_diffusers(adapters: Any, config: DiTConfig) -> dict[str, np.ndarray]
         if leaf != "kernel" or f"{module}/a" not in flat:
             continue
         for name, a, b in zip(entry.names(), flat[f"{module}/a"], flat[f"{module}/b"], strict=True):
-            stem = f"{_WRITTEN}{name.removesuffix('.weight')}"
+            stem = f"{WRITTEN}{name.removesuffix('.weight')}"
             tensors[f"{stem}.lora_A.weight"] = np.ascontiguousarray(np.asarray(a).T)
             # The order of the output's channels is in B alone.
             b = entry.layout.theirs(np.asarray(b))
@@ -177,7 +163,7 @@ def _open(
     file = find_lora(file)
     places = _places(config)
     adapters, prefixes = _list_adapters(file, places)
-    said = _read_settings(file, prefixes)
+    said = read_said(file, beside=_PEFT in prefixes)
     scales = {name: _scale(file, one, said) for name, one in adapters.items()}
     for name, one in adapters.items():
         _check_shapes(file, name, one, places[name].shape)
@@ -213,7 +199,7 @@ def _list_adapters(
         found = _TENSOR.fullmatch(key.removeprefix(prefix))
         alpha = key.removeprefix(prefix).removesuffix(".alpha")
         if found is None and not key.endswith(".alpha"):
-            raise ValueError(f"{file}: {key!r} is no part of an adapter, and {_INSTEAD}")
+            raise ValueError(f"{file}: {key!r} is no part of an adapter, and {INSTEAD}")
         written = found[1] if found else alpha
         module = _plain(written)
         if module not in places:
@@ -242,7 +228,7 @@ def _check_shapes(file: pathlib.Path, name: str, adapter: _Adapter, shape: tuple
             )
 
 
-def _scale(file: pathlib.Path, adapter: _Adapter, said: dict[str, Any] | None) -> float:
+def _scale(file: pathlib.Path, adapter: _Adapter, said: Said | None) -> float:
     """What the product counts: alpha / rank, or 1 where nothing says alpha."""
     for part, stored in (("A", adapter.a), ("B", adapter.b)):
         if stored is None:
@@ -258,97 +244,10 @@ def _scale(file: pathlib.Path, adapter: _Adapter, said: dict[str, Any] | None) -
         return alpha / max(rank, 1)
     if said is None:
         return 1.0
-    wanted = _own(said["rank_pattern"], adapter.module, said["r"])
+    wanted = said.rank(adapter.module)
     if rank != wanted:
         raise ValueError(
             f"{file}: {adapter.a.name!r} is of rank {rank}, and the file says that it is "
             f"{wanted}; save it again"
         )
-    alpha = _own(said["alpha_pattern"], adapter.module, said["lora_alpha"])
-    return alpha / (rank**0.5 if said["use_rslora"] else rank)
-
-
-def _own(patterns: Sequence[tuple[re.Pattern, float]], module: str, other: float) -> float:
-    """What the first of the patterns that a module's name fits says, as in peft; else the other."""
-    return next((value for pattern, value in patterns if pattern.match(module)), other)
-
-
-def _count_ways(pattern: str) -> float:
-    """In how many ways matching a name may try a pattern, at most; infinite where that is unknown.
-
-    So it is of a group that repeats, whose ways multiply each time, of what is written `(?` but
-    not `(?:`, and of what is too long.
-    """
-    if len(pattern) > _LONGEST or re.search(r"\)[*+?{]|\(\?(?!:)", pattern):
-        return math.inf
-    repeats = sum(pattern.replace("(?:", "(").count(sign) for sign in "*+?{")
-    groups = 1 + pattern.count("(")
-    branches = groups + pattern.count("|")
-    # Each repeat may end at any letter, and branches give most ways where all groups have as many.
-    return float(_LETTERS) ** min(1 + repeats, 9) * (branches / groups) ** groups
-
-
-def _compile(patterns: Mapping[str, float]) -> list[tuple[re.Pattern, float]]:
-    """Expressions for the ends of names, as in peft, of which whole names are a kind.
-
-    Raises:
-      ValueError: one is no expression, or might take for ever.
-    """
-    if sum(map(_count_ways, patterns)) > _MOST_WAYS:
-        raise ValueError(
-            f"{max(patterns, key=_count_ways)!r} may take too long to compare with a name: repeat "
-            "no group, and write few of * + ? {, or whole names"
-        )
-    compiled = []
-    for pattern, value in patterns.items():
-        try:
-            compiled.append((re.compile(rf"(.*\.)?({pattern})$"), value))
-        except (re.error, OverflowError) as error:
-            raise ValueError(f"{pattern!r} is no expression ({error})") from error
-    return compiled
-
-
-def _is_positive(value: Any, *kinds: type) -> bool:
-    return type(value) in kinds and 0 < value < math.inf
-
-
-def _read_settings(file: pathlib.Path, prefixes: set[str]) -> dict[str, Any] | None:
-    """What diffusers or peft say about the adapters; None where nothing is said."""
-    if _PEFT in prefixes:
-        beside = file.parent / _BESIDE
-        if not beside.is_file():
-            raise FileNotFoundError(f"{file} is of peft, and lacks {_BESIDE} beside it; copy that")
-        where, said = beside, read_json(beside)
-    else:
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                text = (tensors.metadata() or {}).get(_METADATA)
-        except SafetensorError as error:
-            raise ValueError(f"{file} changed while it was read ({error}); try again") from error
-        if text is None:
-            return None
-        where = f"{file}: {_METADATA}"
-        said = parse_json(text, where, "save it again")
-        said = {key.removeprefix(_WRITTEN): value for key, value in said.items()}
-    for name in ("use_dora", "lora_bias"):
-        if said.get(name):
-            raise ValueError(f"{where}: {name} is {said[name]!r}, and {_INSTEAD}")
-    result = {"use_rslora": bool(said.get("use_rslora"))}
-    for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
-        result[name] = said.get(name)
-        if not _is_positive(result[name], *kinds):
-            raise ValueError(f"{where}: {name} is {said.get(name)!r}, and must be positive")
-    for name in ("rank_pattern", "alpha_pattern"):
-        patterns = said.get(name) or {}
-        if not isinstance(patterns, dict) or not all(
-            _is_positive(value, int, float) for value in patterns.values()
-        ):
-            raise ValueError(
-                f"{where}: {name} {patterns!r} must be positive numbers by names of modules, or by "
-                "expressions for them, such as {'blocks.0.attn1.to_q': 8}"
-            )
-        try:
-            result[name] = _compile(patterns)
-        except ValueError as error:
-            raise ValueError(f"{where}: {name}: {error}") from error
-    return result
+    return said.scale(adapter.module)

@@ -14,7 +14,7 @@ import sora_jax
 from sora_jax.digests import weights_sha256
 from sora_jax.models.dit import init_dit
 from sora_jax.models.lora import scaled
-from sora_jax.weights import lora, lora_folder
+from sora_jax.weights import lora_folder, lora_said
 from sora_jax.weights.__main__ import export
 from sora_jax.weights.diffusers import dit_from_diffusers, dit_to_diffusers
 from sora_jax.weights.lora import FILE, lora_to_diffusers, merge_lora
@@ -140,7 +140,7 @@ def test_patterns_that_people_write_are_soon_matched():
         (r".*blocks\.\d+\.(?:attn1|attn2)\.to_(q|k|v)$", "transformer.blocks.31.attn1.to_k"),
         (r"^blocks\.[0-9]+\..*", "blocks.12.ffn.net.2"),
     ):
-        ((compiled, value),) = lora._compile({pattern: 4})
+        ((compiled, value),) = lora_said._compile({pattern: 4})
         assert compiled.match(name) and value == 4
         assert not compiled.match("condition_embedder.time_proj")
 
