@@ -4,37 +4,35 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
 from commands import environment
 
 from sora_jax.weights.lora_folder import save_lora
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-HINT = """
+# Prints what is proposed for each checkpoint that is given.
+HINTS = """
 import sys
 from absl import flags
 from sora_jax import sample_flags
 
-flags.FLAGS(sys.argv)
-print(sample_flags.memory_hint())
+for checkpoint in sys.argv[1:]:
+    flags.FLAGS(["sample.py", "--prompt=a", f"--checkpoint={checkpoint}"])
+    print(sample_flags.memory_hint())
 """
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-def test_int8_is_proposed_only_without_adapters(tmp_path, adapted):
+def test_int8_is_proposed_only_without_adapters(tmp_path):
     """Not for the run that trained adapters either: they are not added to int8."""
-    if adapted:
-        save_lora(tmp_path / "run" / "model", {}, tmp_path, "", {})
-    flags = ["--prompt=a", f"--checkpoint={tmp_path / 'run'}"]
-    said = subprocess.run(
-        [sys.executable, "-c", HINT, *flags],
+    save_lora(tmp_path / "run" / "model", {}, tmp_path, "", {})
+    made = subprocess.run(
+        [sys.executable, "-c", HINTS, tmp_path / "model", tmp_path / "run"],
         env=environment(),
         capture_output=True,
         text=True,
         check=True,
-    ).stdout
-    smaller = "bfloat16; " if adapted else "bfloat16 or int8; "
-    assert f"--dtype={smaller}" in said
+    )
+    whole, adapted = made.stdout.splitlines()
+    assert "--dtype=bfloat16 or int8; " in whole and "--dtype=bfloat16; " in adapted
 
 
 def test_a_loop_of_no_duration_is_refused(tmp_path):
