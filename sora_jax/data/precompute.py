@@ -77,8 +77,6 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     config = inherit(config)
     if passes < 1:
         raise ValueError(f"--passes={passes}: each clip is read at least once")
-    if config.seed < 0:
-        raise ValueError(f"config.seed={config.seed} must not be negative")
     if not isinstance(config.vae, str):
         raise ValueError("config.vae is no folder: give the config of a transformer")
     if config.data.get("latents"):
@@ -88,6 +86,8 @@ def precompute(config: ConfigDict, output: str | Path, *, passes: int = 1) -> di
     made_with, vae = _load(vae_identity, load_vae, config.vae)
     text_made_with, text = _load_text(config) if config.text_encoder else (None, None)
     buckets = read_buckets(config.data)
+    if config.seed < 0:  # which no clip could be drawn with
+        raise ValueError(f"config.seed={config.seed} must not be negative")
     sees = config.get("dit", {}).get("image_channels")
     images = _load_images(config, vae, buckets) if sees else None
     for bucket in buckets:

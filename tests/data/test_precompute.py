@@ -198,6 +198,7 @@ def test_passes_differ_and_unreadable_clips_are_left_out(vae, clips, tmp_path, m
         ({"data.buckets": ((6, 16, 16),)}, 1, "6 frames cannot be compressed"),
         ({"data.latents": "there"}, 1, "are latents already"),
         ({}, 0, "--passes=0"),
+        ({"seed": -1}, 1, "config.seed=-1 must not be negative"),
         ({"vae": "nowhere"}, 1, "vae.safetensors is missing"),
     ],
 )
