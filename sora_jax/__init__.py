@@ -8,6 +8,7 @@ sora_jax.save(clip, "clip.mp4", fps=model.fps)
 
 import importlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,18 @@ _HOMES = {
 __all__ = ["save", *_HOMES]
 
 
-def save(clip: np.ndarray, path: str | os.PathLike, fps: float = 24.0) -> None:
-    """Writes frames uint8 [F, H, W, 3] as .mp4, .gif or .webp, or an image as .png, by suffix."""
+def save(
+    clip: np.ndarray | Iterator[np.ndarray], path: str | os.PathLike, fps: float = 24.0
+) -> None:
+    """Writes frames uint8 [F, H, W, 3] as .mp4, .gif or .webp, or an image as .png, by suffix.
+
+    What `long_video` makes is written while it is made.
+    """
     importlib.import_module("sora_jax.video_io").write(path, clip, fps=fps)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,7 @@ class FrameCoder:
     """
 
     vae_config: VAEConfig
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = dataclasses.field(repr=False)
     latent_mean: jax.Array
     latent_std: jax.Array
 

@@ -24,6 +24,7 @@ from sora_jax.windows import (
     Windows,
     check_frames,
     check_free,
+    check_image,
     check_pixels,
     check_same_size,
     check_seconds,
@@ -50,7 +51,7 @@ def animate(
 
     A model that sees images beside the noise makes the first frame too, much like the image.
     """
-    check_frames(model, image[None], "the image")
+    check_image(model, image, "the image")
     if sampling.get("frames") == 1:
         raise ValueError("a video of one frame is the image itself; ask for more frames")
     if model.dit_config.image_channels:
@@ -169,6 +170,7 @@ def enlarge(
     """
     check_pixels(video, "the video")
     check_free(model)
+    size = model.settings.override(size=size).size
     check_enlarged(model, size_of(video), size)
     width, height = size
     shape = (len(video), height, width, 3)
@@ -213,8 +215,8 @@ def from_keyframes(
     Raises:
       ValueError: no image, one outside the video, or two on the same latent frame.
     """
-    if not keyframes:
-        raise ValueError("there is no keyframe; give at least one image and its time")
+    if not keyframes or not isinstance(keyframes, Mapping):
+        raise ValueError("there is no keyframe; give at least one image and its time, {0.0: IMAGE}")
     frames = model.settings.frames if frames is None else frames
     stride = model.vae_config.temporal_stride
     first = next(iter(keyframes.values()))
@@ -225,7 +227,7 @@ def from_keyframes(
             f"strength {strength}: this model takes images as they are; leave the strength at 0"
         )
     for time, image in sorted(keyframes.items()):
-        check_frames(model, image[None], f"the keyframe at {time} s")
+        check_image(model, image, f"the keyframe at {time} s")
         check_same_size(first, image)
         frame = round(check_seconds(time) * model.fps)
         if not 0 <= frame < frames:

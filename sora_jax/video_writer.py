@@ -3,10 +3,12 @@
 import contextlib
 import fractions
 import io
+import itertools
 import os
 import pathlib
 import secrets
 import tempfile
+from collections.abc import Iterator
 
 import av
 import numpy as np
@@ -103,11 +105,16 @@ class VideoWriter:
             raise VideoError(f"{self.path}: {error}") from error
 
 
-def write(path: str | os.PathLike, frames: np.ndarray, fps: float = 24.0):
-    """Writes a video, uint8 [F,H,W,3], or an image, uint8 [H,W,3], to a file: see VideoWriter."""
-    frames = _checked(frames)
-    with VideoWriter(path, fps, *frames.shape[1:3]) as writer:
-        writer.write(frames)
+def write(path: str | os.PathLike, frames: np.ndarray | Iterator[np.ndarray], fps: float = 24.0):
+    """Writes a video, uint8 [F,H,W,3], or an image, uint8 [H,W,3], to a file: see VideoWriter.
+
+    An iterator over pieces of a video is written piece by piece.
+    """
+    pieces = frames if isinstance(frames, Iterator) else iter([frames])
+    first = _checked(next(pieces, ()))
+    with VideoWriter(path, fps, *first.shape[1:3]) as writer:
+        for piece in itertools.chain([first], pieces):
+            writer.write(piece)
 
 
 def encode(frames: np.ndarray, fps: float) -> bytes:

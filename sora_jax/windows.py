@@ -1,6 +1,8 @@
 """Clips made window by window, in latents: onwards from one, up to one, and between two."""
 
 import dataclasses
+import numbers
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,8 @@ def check_seconds(seconds: float) -> float:
     Raises:
       ValueError: infinite, not a number, or longer than that.
     """
+    if not isinstance(seconds, numbers.Real):
+        raise ValueError(f"seconds {seconds!r} are no number; give one, such as 1.5")
     if not abs(seconds) <= _DAY:
         raise ValueError(f"{seconds} seconds are out of range; use up to {_DAY}")
     return seconds
@@ -62,12 +66,23 @@ def check_frames(model: Model, frames: np.ndarray, name: str) -> None:
     model.latent_shape(size_of(frames), 1)
 
 
-def check_pixels(frames: np.ndarray, name: str) -> None:
-    """Raises ValueError unless frames are uint8 [F, H, W, 3]."""
+def check_image(model: Model, image: np.ndarray, name: str) -> None:
+    """Raises ValueError unless an image is uint8 [H, W, 3] of a size that the model can make."""
+    check_pixels(image, name, "[H, W, 3]")
+    model.latent_shape(size_of(image), 1)
+
+
+def check_pixels(frames: np.ndarray, name: str, shape: str = "[F, H, W, 3]") -> None:
+    """Raises ValueError unless frames are uint8 of a shape, one letter a side and 3 colours."""
+    if not isinstance(frames, (np.ndarray, jax.Array)):
+        raise ValueError(
+            f"{name} is {reprlib.repr(frames)}; give an array, uint8 {shape}, as "
+            "sora_jax.video_io.decode makes one of a file"
+        )
     if frames.dtype != np.uint8:
         raise ValueError(f"{name} is {frames.dtype}; give uint8 pixels, 0 to 255")
-    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise ValueError(f"{name} has shape {frames.shape}; it must be [F, H, W, 3]")
+    if frames.ndim != shape.count(",") + 1 or frames.shape[-1] != 3 or not frames.size:
+        raise ValueError(f"{name} has shape {frames.shape}; it must be {shape}")
 
 
 def check_same_size(first: np.ndarray, second: np.ndarray) -> None:

@@ -239,9 +239,19 @@ def test_what_cannot_be_sampled_is_refused(model, arguments, message):
         model.sample(**{"prompt": PROMPT, **arguments})
 
 
+def test_the_facade_can_be_listed_and_a_model_shown():
+    assert set(sora_jax.__all__) <= set(dir(sora_jax))
+
+
+def test_a_model_is_shown_without_its_parameters(model):
+    assert len(repr(model)) < 3000
+
+
 def test_saving_writes_what_the_suffix_says(clip, tmp_path):
     sora_jax.save(clip, tmp_path / "clip.mp4", fps=8)
     sora_jax.save(clip[0], tmp_path / "image.png")
+    sora_jax.save(iter([clip[:2], clip[2:]]), tmp_path / "pieces.mp4", fps=8)
+    assert (tmp_path / "pieces.mp4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
     info = probe(tmp_path / "clip.mp4")
     assert (info.frames, info.width, info.height, info.fps) == (FRAMES, *SIZE, 8)
     np.testing.assert_array_equal(decode(tmp_path / "image.png")[0], clip[0])

@@ -189,8 +189,11 @@ def test_a_model_of_very_short_clips_cannot_go_on(tmp_path):
     ("task", "arguments", "message"),
     [
         ("animate", (frames(1)[0] / 255, PROMPT), "the image is float64; give uint8"),
+        ("animate", ("first.png", PROMPT), r"the image is 'first.png'; give an array, uint8 .H, W"),
+        ("animate", (frames(1), PROMPT), r"shape \(1, 16, 32, 3\); it must be \[H, W, 3\]"),
         ("animate", (np.zeros((16, 36, 3), np.uint8), PROMPT), "width 36 .* nearest are 32 and 40"),
         ("extend", (frames(9)[..., :1], PROMPT, 1.0), r"shape \(9, 16, 32, 1\); it must be"),
+        ("extend", (frames(9), PROMPT, "2"), "seconds '2' are no number"),
         ("extend", (frames(9), PROMPT, float("inf")), "inf seconds are out of range"),
         ("from_keyframes", ({float("inf"): frames(1)[0]}, PROMPT), "inf seconds"),
         ("extend", (frames(9), PROMPT, 0.01), "less than a frame of 0.125 seconds"),
@@ -204,7 +207,10 @@ def test_a_model_of_very_short_clips_cannot_go_on(tmp_path):
         ("enlarge", (frames(9), PROMPT, (64, 64)), "are of different shapes"),
         ("edit", (frames(9), PROMPT, 1.1), "strength 1.1 must lie in 0"),
         ("edit", (frames(9), PROMPT, [0.5] * 8), "8 strengths do not fit 9 frames"),
+        ("enlarge", (frames(9), PROMPT, 64), "size 64 must be .width, height."),
         ("from_keyframes", ({}, PROMPT), "no keyframe"),
+        ("from_keyframes", ([frames(1)[0]], PROMPT), "no keyframe; give .* its time"),
+        ("from_keyframes", ({0.0: None}, PROMPT), "the keyframe at 0.0 s is None; give an array"),
         ("from_keyframes", ({3.0: frames(1)[0]}, PROMPT), "at 3.0 s lies outside .* of 2.12 s"),
         ("from_keyframes", ({-1.0: frames(1)[0]}, PROMPT), "at -1.0 s lies outside"),
         (
