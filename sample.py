@@ -18,19 +18,19 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
-import numpy as np
 from absl import flags
 
 import sora_jax
 from sora_jax import command, video_io
 from sora_jax import sample_flags as asked
+from sora_jax.progress import Progress
 from sora_jax.prompting import check_enlarged
 
 flags.adopt_module_key_flags(asked)  # so that --help lists them
 
-BEYOND_MEMORY = 2**36  # latent numbers that no machine holds: known without asking for them
 ROLLED = 2  # videos longer than so many of the model's own are made in a rolling window
 
 
@@ -51,17 +51,33 @@ def read(path, info, model, size, *, image):
     return frames
 
 
-def write(make, fps, size):
-    """Writes what make() gives, all frames or piece by piece, and says how long it took."""
+def check_memory(model, size, frames):
+    """Refuses what the machine cannot hold: asked for it, the kernel ends this process or others.
+
+    Counted is what nothing can do without: the frames as they are made and as they are returned,
+    and what one layer of the transformer has of each token, in bfloat16.
+    """
+    dit = model.dit_config
+    tokens = math.prod(dit.grid(model.latent_shape(size, frames)[:3]))
+    needed = 2 * 3 * frames * math.prod(size) + 2 * tokens * (dit.mlp_width + 2 * dit.width)
+    if needed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise ValueError(asked.OUT_OF_MEMORY)
+
+
+def write(make, fps, size, frames):
+    """Writes what make() gives, all or so many frames piece by piece, and says how long it took."""
     # Before the work: a file that cannot be written is known now.
     writer = video_io.VideoWriter(asked.OUTPUT.value, fps, size[1], size[0])
     start = time.perf_counter()
     made = make()
     written = 0
     with writer:
-        for frames in [made] if isinstance(made, np.ndarray) else made:
-            writer.write(frames)
-            written += len(frames)
+        pieces = isinstance(made, Iterator)
+        with Progress("made", "frame", frames, shown=pieces) as progress:
+            for piece in made if pieces else [made]:
+                writer.write(piece)
+                written += len(piece)
+                progress.advance(len(piece))
     taken = time.perf_counter() - start
     print(f"{asked.OUTPUT.value}: {written} frames of {size[0]}x{size[1]}, made in {taken:.1f} s")
 
@@ -84,8 +100,9 @@ def run():
         size = model.fit_size(probed[0].width, probed[0].height)
     size = asked.parse_size(asked.SIZE, size)
     frames = model.settings.frames if task == "text_loop" else asked.parse_frames(model)
-    if math.prod(model.latent_shape(size, frames)) > BEYOND_MEMORY:
-        raise ValueError(asked.OUT_OF_MEMORY)
+    model.latent_shape(size, frames)
+    long = frames > ROLLED * model.settings.frames
+    check_memory(model, size, model.settings.frames if long else frames)
     inputs = [
         read(path, info, model, size, image=not asked.VIDEO.value)
         for path, info in zip(files, probed)
@@ -100,7 +117,6 @@ def run():
     prompt, seconds = asked.PROMPT.value, frames / model.fps
     if task == "text_loop" and asked.SECONDS.value is not None:
         seconds = asked.SECONDS.value
-    long = frames > ROLLED * model.settings.frames
     if task is None and asked.DRAFT.value is None and model.latent_frames > 2 and long:
         task = "long"
         print(f"{frames} frames are made in a window of {model.settings.frames} that rolls along")
@@ -141,7 +157,7 @@ def run():
             **sampling,
         ),
     }[task]
-    write(make, asked.FPS.value or model.fps, size)
+    write(make, asked.FPS.value or model.fps, size, frames)
 
 
 def main(argv):

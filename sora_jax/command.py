@@ -1,6 +1,7 @@
 """Command lines: what is wrong ends the process with one line `error: ...` and status 1."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -38,7 +39,11 @@ def run(main: Callable[[list[str]], Any]) -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)
         return main(argv)
 
-    app.run(quiet, flags_parser=_parse)
+    try:
+        app.run(quiet, flags_parser=_parse)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

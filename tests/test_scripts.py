@@ -283,7 +283,7 @@ LESS = "ask for a smaller --size or fewer --frames"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample.py", "--prompt=a", "--output=OUT/a.mp4", "--size=1600000x1600000"], LESS),
+        (["sample.py", "--prompt=a", "--output=OUT/a.mp4", "--size=400000x400000"], LESS),
         (
             ["-c", SAMPLE_BEYOND_MEMORY, "--prompt=a"],
             f"{LESS}; hold parameters in --dtype=bfloat16 or int8; hold one network at a time, "

@@ -3,6 +3,7 @@
 A run of a single process does none of it.
 """
 
+import logging
 import signal
 import threading
 import time
@@ -16,6 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sora_jax.training.remote import Folder
+
+logger = logging.getLogger("sora_jax")
 
 # The first host may write a model with its samples for long; one that dies is noticed by others.
 _PATIENCE_MS = 6 * 60 * 60 * 1000
@@ -92,6 +95,8 @@ class StopSignal:
         return self._told if self._compare is None else bool(self._answer)
 
     def _tell(self, number: int, frame: Any) -> None:
+        if not self._told:
+            logger.info("asked to stop: the run saves and ends after this step")
         self._told = True
 
 

@@ -220,12 +220,14 @@ def train(
                 shape = tuple((k, v.shape) for k, v in sorted(batch.items()))
                 timed = shape in compiled
                 if not timed:
+                    shapes = ", ".join(f"{k} {'x'.join(map(str, sides))}" for k, sides in shape)
+                    logger.info("compiling for %s, which may take minutes", shapes)
                     began = time.perf_counter()
                     compiled[shape] = task.flops(batch)
                     state, metrics = train_step(state, frozen, batch, run_key)
                     jax.block_until_ready(metrics)
                     seconds = time.perf_counter() - began
-                    logger.info("compiled for %s in %.1f s", shape, seconds)
+                    logger.info("compiled for %s in %.1f s", shapes, seconds)
                     reporter.pause(seconds)
                 else:
                     state, metrics = train_step(state, frozen, batch, run_key)
