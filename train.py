@@ -20,6 +20,7 @@ import sora_jax
 from sora_jax import command
 from sora_jax.sharding import make_mesh
 from sora_jax.training import clips, hosts, multihost, resume, setup
+from sora_jax.training.claim import claimed
 from sora_jax.training.loop import DivergedError, train
 from sora_jax.training.optimizer import make_optimizer
 from sora_jax.training.placement import split_of
@@ -59,16 +60,17 @@ def run(config, workdir):
     logger = logging.getLogger("sora_jax")
     mesh = make_mesh(dict(config.mesh))
     hosts.check_shared(workdir)
-    split = resume.kept_multiple(workdir, split_of(mesh))
-    task, data = make_task(config, workdir, split)
-    resume.keep_multiple(workdir, split)
-    if not (data.loader.report.unassigned or data.loader.report.empty):  # a warning already
-        logger.info("buckets:\n%s", data.loader.report)
-    tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
-    loop = setup.make_loop_config(config)
-    on_save = functools.partial(write_samples, config) if config.task == "dit" else None
-    train(task, tx, data.loader, data.held_out, loop, workdir, mesh, on_save)
-    data.loader.close()
+    with claimed(workdir):
+        split = resume.kept_multiple(workdir, split_of(mesh))
+        task, data = make_task(config, workdir, split)
+        resume.keep_multiple(workdir, split)
+        if not (data.loader.report.unassigned or data.loader.report.empty):  # a warning already
+            logger.info("buckets:\n%s", data.loader.report)
+        tx = make_optimizer(steps=config.loop.steps, **config.optimizer)
+        loop = setup.make_loop_config(config)
+        on_save = functools.partial(write_samples, config) if config.task == "dit" else None
+        train(task, tx, data.loader, data.held_out, loop, workdir, mesh, on_save)
+        data.loader.close()
 
 
 def fail(error):
