@@ -102,6 +102,24 @@ def test_a_damaged_checkpoint_is_never_restored_and_never_a_crash(tmp_path, capl
     assert passed_over >= 2
 
 
+@pytest.mark.parametrize(("together", "reads"), [(2**28, 1), (8192, 6)])
+def test_arrays_are_read_back_together_as_far_as_memory_allows(
+    tmp_path, monkeypatch, together, reads
+):
+    """Three arrays have 8192 bytes, two have half as many, and four are numbers among them."""
+    monkeypatch.setattr(checkpoint, "_TOGETHER", together)
+    handler, asked = checkpoint.ocp.PyTreeCheckpointHandler, []
+    restore = handler.restore
+
+    def counted(self, directory, args):
+        asked.append(sum(hasattr(x, "shape") for x in jax.tree.leaves(args.item)))
+        return restore(self, directory, args=args)
+
+    monkeypatch.setattr(handler, "restore", counted)
+    write(tmp_path, [4])
+    assert sum(asked) == 9 and len(asked) == reads
+
+
 def test_only_damaged_checkpoints_are_an_error_that_moves_nothing(tmp_path):
     write(tmp_path, [4, 8])
     for step in ("4", "8"):
