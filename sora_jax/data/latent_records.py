@@ -1,8 +1,6 @@
 """Writes precomputed latents as a TFDS dataset in ArrayRecord; what it holds: see `latents`."""
 
-import contextlib
 import functools
-import io
 import json
 import shutil
 import tempfile
@@ -16,6 +14,7 @@ import tensorflow_datasets as tfds
 from sora_jax.buckets import Bucket
 from sora_jax.data.captions import KINDS
 from sora_jax.data.identity import DESCRIPTION, FORMAT
+from sora_jax.data.records import build
 
 EMPTY_TEXT = "empty_text.npy"
 
@@ -72,8 +71,7 @@ def write_latents(
     try:
         text_width = None if empty_text is None else empty_text.shape[1]
         builder = _Builder(shards, channels, text_width, image_width, work)
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
-            builder.download_and_prepare()
+        build(builder)
         built = Path(builder.data_dir)
         for split, files in builder.shapes.items():
             shapes = [shape for file in files for shape in file]

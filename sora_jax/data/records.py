@@ -33,8 +33,7 @@ def write(
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.building-", dir=output.parent))
     try:
         builder = _Builder(name, splits, groups, work)
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
-            builder.download_and_prepare()
+        build(builder)
         next(builder.written, None)  # past the last: ends the bar
         built = Path(builder.data_dir)
         with open(built / INDEX, "w", encoding="utf-8") as index:
@@ -50,6 +49,21 @@ def write(
         if (work / "replaced").exists() and not output.exists():
             (work / "replaced").rename(output)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def build(builder: tfds.core.DatasetBuilder) -> None:
+    """Lets a builder write its records.
+
+    Raises:
+      OSError: the disk refuses, which ArrayRecord says by a RuntimeError.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
+            builder.download_and_prepare()
+    except RuntimeError as error:
+        if "; writing " not in str(error):
+            raise
+        raise OSError(f"the dataset cannot be written: {error}") from error
 
 
 class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -233,6 +234,17 @@ def test_an_interrupted_build_leaves_the_old_dataset(tmp_path, small, monkeypatc
         folder.build(small.parent / "clips", output, overwrite=True)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, small):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot be written: .*File too large"):
+            folder.build(small.parent / "clips", tmp_path / "dataset")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert listing(tmp_path) == []
 
 
 def test_no_usable_clip_leaves_nothing(tmp_path):
