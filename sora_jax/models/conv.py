@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from sora_jax.models.conv_cpu import conv_frame_by_frame
 from sora_jax.models.conv_image import conv_image
+from sora_jax.models.parameters import parameter
 
 # Pixels from which a clip's frames are convolved one at a time on CPU; smaller ones fit the cache.
 LARGE_FRAME = 32 * 32
@@ -146,13 +147,9 @@ class Conv(nn.Module):
         """[B, T, H, W, C] -> [B, T', H', W', features], without padding in time if past is None."""
         fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         names = (None, None, None, "conv_in", "conv_out")
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(fan_in, names),
-            (*self.kernel, x.shape[-1], self.features),
-        )
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
-        bias = self.param("bias", zeros, (self.features,))
+        shape = (*self.kernel, x.shape[-1], self.features)
+        kernel = parameter(self, "kernel", fan_in, names, shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, ("conv_out",), (self.features,))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if past is not None:
             x, kernel = past.extend_or_cut(x, kernel)

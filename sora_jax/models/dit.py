@@ -12,6 +12,7 @@ from flax import linen as nn
 from sora_jax.models.dit_blocks import TOKENS, Block, Text, modulate
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.layers import Dense, layer_norm, patchify, scan_blocks, sinusoids, unpatchify
+from sora_jax.models.parameters import parameter
 from sora_jax.models.remat import REMAT
 from sora_jax.models.rope import rope_angles
 from sora_jax.models.text_reader import TextReader
@@ -77,8 +78,8 @@ class DiT(nn.Module):
         blocks = scan_blocks(block, cfg.layers, (0, *(nn.broadcast,) * 3))
         x, _ = blocks(cfg, dtype, name="blocks")(x, text, levels, angles, mask)
 
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
-        table = self.param("head_modulation", zeros, (2, cfg.width))
+        zeros, axes = nn.initializers.zeros, (None, "embed")
+        table = parameter(self, "head_modulation", zeros, axes, (2, cfg.width))
         shift, scale = jnp.moveaxis(time[:, :, None] + table[None, None], 2, 0)
         x = modulate(layer_norm(x), shift, scale).astype(dtype)
         features = cfg.latent_channels * cfg.patch[0] * cfg.patch[1] * cfg.patch[2]

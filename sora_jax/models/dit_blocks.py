@@ -11,6 +11,7 @@ from sora_jax.models.attention import attend
 from sora_jax.models.context_parallel import Names
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.layers import Dense, layer_norm, rms_norm
+from sora_jax.models.parameters import parameter
 from sora_jax.models.remat import (
     ATTENTION,
     HIDDEN,
@@ -51,8 +52,9 @@ def project_heads(module: nn.Module, name: str, x: jax.Array, *, normed: bool) -
     cfg: DiTConfig = module.config
     y = Dense(cfg.width, ("embed", "heads"), name=name, dtype=module.dtype)(x)
     if normed:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("heads",))
-        y = rms_norm(y, module.param(f"{name}_norm", ones, (cfg.width,))).astype(module.dtype)
+        ones, shape = nn.initializers.ones, (cfg.width,)
+        y = rms_norm(y, parameter(module, f"{name}_norm", ones, ("heads",), shape))
+        y = y.astype(module.dtype)
     return y.reshape(*y.shape[:-1], cfg.heads, cfg.head_width)
 
 
@@ -118,8 +120,8 @@ class Block(nn.Module):
         The mask, bool [B, T, S], tells the tokens of x from those that only fill it up.
         """
         cfg, dtype = self.config, self.dtype
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
-        table = self.param("modulation", zeros, (6, cfg.width))
+        ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, (cfg.width,)
+        table = parameter(self, "modulation", zeros, (None, "embed"), (6, cfg.width))
         parts = jnp.moveaxis(levels + table[None, None], 2, 0)
 
         x = checkpoint_name(x, INPUT)
@@ -127,10 +129,9 @@ class Block(nn.Module):
         y = SelfAttention(cfg, dtype, name="self_attention")(y, angles, mask)
         x = x + y * parts[2][:, :, None]
 
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        bias = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-        y = layer_norm(x) * self.param("text_norm_scale", ones, (cfg.width,))[None, None, None]
-        y = y + self.param("text_norm_bias", bias, (cfg.width,))[None, None, None]
+        scale = parameter(self, "text_norm_scale", ones, ("embed",), shape)
+        bias = parameter(self, "text_norm_bias", zeros, ("embed",), shape)
+        y = layer_norm(x) * scale[None, None, None] + bias[None, None, None]
         x = x + CrossAttention(cfg, dtype, name="cross_attention")(y.astype(dtype), text)
 
         y = modulate(layer_norm(x), parts[3], parts[4]).astype(dtype)

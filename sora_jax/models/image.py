@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from sora_jax.models.attention import attend
 from sora_jax.models.layers import Dense, LayerNorm, patchify, scan_blocks
+from sora_jax.models.parameters import parameter
 from sora_jax.models.sizes import check_positive
 from sora_jax.sharding import constrain
 
@@ -112,11 +113,10 @@ class ImageEncoder(nn.Module):
         axes = (None, "embed")
         x = Dense(cfg.width, axes, name="patch_in", dtype=self.dtype, bias=False)(x)
         init = nn.initializers.normal(0.02)
-        first = self.param("class", nn.with_logical_partitioning(init, ("embed",)), (cfg.width,))
+        first = parameter(self, "class", init, ("embed",), (cfg.width,))
         first = jnp.broadcast_to(first, (len(pixels), 1, cfg.width))
         x = jnp.concatenate([first, x.astype(jnp.float32)], axis=1)
-        shape = (cfg.tokens, cfg.width)
-        x = x + self.param("positions", nn.with_logical_partitioning(init, axes), shape)[None]
+        x = x + parameter(self, "positions", init, axes, (cfg.tokens, cfg.width))[None]
         x = LayerNorm(name="norm_in")(x)
         blocks = scan_blocks(Block, cfg.layers)
         (x, tokens), _ = blocks(cfg, self.dtype, name="blocks")((x, x))

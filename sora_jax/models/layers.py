@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sora_jax.models.parameters import parameter
 from sora_jax.sharding import gather
 
 
@@ -39,8 +40,7 @@ class Dense(nn.Module):
         init = zeros if self.zeros else nn.initializers.xavier_uniform()
         if self.spread is not None:
             init = nn.initializers.normal(self.spread)
-        boxed = nn.with_logical_partitioning(init, self.axes)
-        kernel = self.param("kernel", boxed, (x.shape[-1], self.features))
+        kernel = parameter(self, "kernel", init, self.axes, (x.shape[-1], self.features))
         x = x.astype(self.dtype)
         y = jnp.matmul(x, gather(dequantise(kernel), self.axes, self.dtype))
         if self.has_variable("lora", "a"):
@@ -49,8 +49,8 @@ class Dense(nn.Module):
             y = y + jnp.matmul(low, gather(b, (None, self.axes[1]), self.dtype))
         if not self.bias:
             return y
-        boxed = nn.with_logical_partitioning(zeros, self.axes[1:])
-        bias = gather(self.param("bias", boxed, (self.features,)), self.axes[1:], self.dtype)
+        bias = parameter(self, "bias", zeros, self.axes[1:], (self.features,))
+        bias = gather(bias, self.axes[1:], self.dtype)
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
@@ -89,9 +89,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape, ones, zeros = x.shape[-1:], nn.initializers.ones, nn.initializers.zeros
-        scale = self.param("scale", nn.with_logical_partitioning(ones, ("embed",)), shape)
-        bias = self.param("bias", nn.with_logical_partitioning(zeros, ("embed",)), shape)
+        scale = parameter(self, "scale", nn.initializers.ones, ("embed",), x.shape[-1:])
+        bias = parameter(self, "bias", nn.initializers.zeros, ("embed",), x.shape[-1:])
         broadcast = (1,) * (x.ndim - 1) + (-1,)
         return layer_norm(x, 1e-5) * scale.reshape(broadcast) + bias.reshape(broadcast)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.models.layers import Dense, rms_norm, scan_blocks
+from sora_jax.models.parameters import parameter
 from sora_jax.models.sizes import check_positive
 from sora_jax.sharding import constrain
 
@@ -87,8 +88,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, ("embed",), x.shape[-1:])
         return rms_norm(x, scale).astype(self.dtype)
 
 
@@ -119,8 +119,8 @@ class Block(nn.Module):
         query = project("query", y, (width * config.head_width) ** -0.5)
         key = project("key", y, width**-0.5)
         value = project("value", y, width**-0.5)
-        init = nn.with_logical_partitioning(nn.initializers.normal(width**-0.5), (None, None))
-        table = self.param("position_bias", init, (config.buckets, config.heads), jnp.float32)
+        init, shape = nn.initializers.normal(width**-0.5), (config.buckets, config.heads)
+        table = parameter(self, "position_bias", init, (None, None), shape)
         logits = jnp.einsum("blkh,bmkh->bklm", query, key, preferred_element_type=jnp.float32)
         logits = logits + table.T[:, buckets][None] + mask
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
@@ -159,9 +159,9 @@ class TextEncoder(nn.Module):
                 f"tokens are {tokens.dtype} {list(tokens.shape)}; the text encoder takes "
                 "integer [batch, length]: add a batch axis, or tokenize first"
             )
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocabulary", "embed"))
+        init, axes = nn.initializers.normal(1.0), ("vocabulary", "embed")
         shape = (config.vocabulary, config.width)
-        table = self.param("embedding", init, shape, jnp.float32)
+        table = parameter(self, "embedding", init, axes, shape)
         x = jnp.take(table, tokens, axis=0, mode="fill").astype(self.dtype)
 
         present = tokens != 0

@@ -7,6 +7,7 @@ from flax import linen as nn
 from sora_jax.models.dit_blocks import Text, project_heads
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.layers import Dense, LayerNorm, scan_blocks
+from sora_jax.models.parameters import parameter
 
 
 class KeysAndValues(nn.Module):
@@ -37,9 +38,8 @@ class ImageIn(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg, dtype = self.config, self.dtype
         if cfg.image_positions:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
-            shape = (cfg.image_positions, cfg.image_width)
-            x = x + self.param("positions", zeros, shape)[None]
+            zeros, shape = nn.initializers.zeros, (cfg.image_positions, cfg.image_width)
+            x = x + parameter(self, "positions", zeros, (None, "embed"), shape)[None]
         x = LayerNorm(name="norm_in")(x).astype(dtype)
         x = Dense(cfg.image_width, (None, "embed"), name="mlp_in", dtype=dtype)(x)
         x = nn.gelu(x, approximate=False)

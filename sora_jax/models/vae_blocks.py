@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from sora_jax.models.attention import attend
 from sora_jax.models.conv import Conv, Past
+from sora_jax.models.parameters import parameter
 from sora_jax.sharding import constrain
 
 # A mesh that splits the tokens of the transformer splits the rows of frames here; the compiler
@@ -32,8 +33,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("conv_out",))
-        gain = self.param("scale", ones, (x.shape[-1],))
+        gain = parameter(self, "scale", nn.initializers.ones, ("conv_out",), x.shape[-1:])
         y = x.astype(jnp.float32)
         length = jnp.sqrt(jnp.sum(y * y, axis=-1, keepdims=True))
         y = y / jnp.maximum(length, 1e-12) * x.shape[-1] ** 0.5

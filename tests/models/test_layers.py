@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 
 from sora_jax.models.layers import (
     Dense,
@@ -92,3 +93,11 @@ def test_dense_keeps_float32_parameters_and_computes_in_its_dtype():
     params = nn.unbox(layer.init(jax.random.key(0), jnp.ones((2, 4))))["params"]
     assert {name: x.dtype for name, x in params.items()} == {"kernel": jnp.float32}
     assert layer.apply({"params": params}, jnp.ones((2, 4))).dtype == jnp.bfloat16
+
+
+def test_a_kernel_of_another_shape_is_refused():
+    """It is named, as by flax, whose own look at the initializer is left out."""
+    layer = Dense(4, ("embed", "mlp"), jnp.float32)
+    params = {"kernel": jnp.zeros((3, 5)), "bias": jnp.zeros(4)}
+    with pytest.raises(errors.ScopeParamShapeError, match=r'"kernel".*\(3, 5\).*\(3, 4\)'):
+        layer.apply({"params": params}, jnp.zeros((2, 3)))
