@@ -55,7 +55,8 @@ def test_every_task_of_an_untrained_model_has_scores_and_pictures(
     model, tmp_path, monkeypatch, known
 ):
     monkeypatch.setattr(editing, "LONG_SECONDS", 7.0)
-    examples = render_examples(6, 17)
+    # Two of a size and two colours, and one of another size, whose programs take the time.
+    examples = [render_examples(4, 17)[i] for i in (0, 2, 3)]
     if not known:
         examples = [dataclasses.replace(example, scene=None) for example in examples]
     scores = score_edits(model, examples, folder=tmp_path)

@@ -50,7 +50,9 @@ def test_a_batch_that_no_mesh_holds_is_refused(config):
 def test_of_the_best_mesh_other_remats_are_compiled_too(config, monkeypatch, capsys):
     monkeypatch.setattr(search, "MESHES", 1)
     monkeypatch.setattr(search, "TRIES", 2)
-    found = search.search(config, Slice("v6e", (1, 1)), "17x64x96", 4)
+    config = config.copy_and_resolve_references()
+    config.text.layers = config.dit.layers = 1
+    found = search.search(config, Slice("v6e", (1, 1)), "5x16x32", 4)
     first, second = found["candidates"]
     assert first["fits"] and second["fits"]
     assert first["mesh"] == second["mesh"] and first["remat"] != second["remat"]

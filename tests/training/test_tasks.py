@@ -26,7 +26,7 @@ from sora_jax.training.dit_task import DiTTask, draw_windows
 from sora_jax.training.levels import NoiseConfig
 from sora_jax.training.loop import LoopConfig, evaluate, place_batch, train
 from sora_jax.training.optimizer import make_optimizer
-from sora_jax.training.state import _differentiate
+from sora_jax.training.state import _differentiate, jit_evaluate
 from sora_jax.training.vae_task import VAETask
 from sora_jax.weights.parts import load_vae
 
@@ -119,15 +119,15 @@ def test_statistics_are_those_of_all_held_out_latents(tmp_path, vae):
     task, clips = vae
     rng = np.random.default_rng(1)
     images = {"frames": rng.integers(100, 120, (2, 1, 8, 8, 3), np.uint8)}
-    mesh = make_mesh({"data": 1}, devices=jax.devices()[:1])
-    params = nn.unbox(task.init(jax.random.key(0)))
+    mesh, params = make_mesh({"data": 1}, devices=jax.devices()[:1]), draw_params(task)
     with jax.set_mesh(mesh):
-        scores = evaluate(task.evaluate, params, {}, [clips, images], mesh, jax.random.key(0))
+        step = jit_evaluate(task, mesh)
+        scores = evaluate(step, params, {}, [clips, images], mesh, jax.random.key(0))
         task.save(tmp_path / "model", params, scores)
+    encode = jax.jit(partial(VAENetwork(VAE).apply, method="encode"))
     mean, square = [], []
     for batch in (clips, images):
-        x = to_float(batch["frames"])
-        m, logvar, _ = VAENetwork(VAE).apply({"params": params}, x, method="encode")
+        m, logvar, _ = encode({"params": params}, to_float(batch["frames"]))
         mean.append(np.asarray(m, float).reshape(-1, 4))
         square.append(
             (np.asarray(m, float) ** 2 + np.exp(np.asarray(logvar, float))).reshape(-1, 4)
