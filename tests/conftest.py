@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 # Before jax is imported anywhere: the sharding tests need more than one device. Compiling is what
 # the tests spend their time on; code that is optimised less takes a quarter as long to make.
@@ -11,6 +12,12 @@ os.environ.setdefault(
     " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# What commands keep compiled between their runs is kept for these tests, and by all workers in one
+# folder, not in the user's own.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory()
+    os.environ["XDG_CACHE_HOME"] = _cache.name
 
 import jax
 import pytest
