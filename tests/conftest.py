@@ -28,6 +28,15 @@ from tests.tiny_model import write_model
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+LONGEST = {
+    *("test_editing.py", "test_finetuning.py", "test_hosts.py", "test_notebooks.py"),
+    *("test_pretrained.py", "test_scripts.py", "test_search.py", "test_tasks.py"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Workers take file by file: the longest first, so that none is left alone with one."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
