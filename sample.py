@@ -79,7 +79,8 @@ def write(make, fps, size, frames):
                 written += len(piece)
                 progress.advance(len(piece))
     taken = time.perf_counter() - start
-    print(f"{asked.OUTPUT.value}: {written} frames of {size[0]}x{size[1]}, made in {taken:.1f} s")
+    what = "1 frame" if written == 1 else f"{written} frames"
+    print(f"{asked.OUTPUT.value}: {what} of {size[0]}x{size[1]}, made in {taken:.1f} s")
 
 
 def run():

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+__version__ = "0.1.0"
+
 # Where each name of the facade lives. Imported on first use: the processes that read data import
 # this package too, and have no use for jax.
 _HOMES = {
