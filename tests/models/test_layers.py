@@ -99,5 +99,5 @@ def test_a_kernel_of_another_shape_is_refused():
     """It is named, as by flax, whose own look at the initializer is left out."""
     layer = Dense(4, ("embed", "mlp"), jnp.float32)
     params = {"kernel": jnp.zeros((3, 5)), "bias": jnp.zeros(4)}
-    with pytest.raises(errors.ScopeParamShapeError, match=r'"kernel".*\(3, 5\).*\(3, 4\)'):
+    with pytest.raises(errors.ScopeParamShapeError, match=r'"kernel".*\(3, 4\).*\(3, 5\)'):
         layer.apply({"params": params}, jnp.zeros((2, 3)))
