@@ -5,15 +5,17 @@ from typing import Any
 
 import jax
 
+LARGEST = 2**31 - 1  # that shapes are counted with
+
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raises ValueError, naming the field, unless these are whole numbers of at least 1."""
+    """Raises ValueError, naming the field, unless these are whole numbers from 1 to LARGEST."""
     for name in names:
         value = getattr(config, name)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value <= LARGEST:
             raise ValueError(
                 f"{type(config).__name__}.{name} is {value!r}; it must be at least 1, a whole "
-                "number"
+                f"number, and at most {LARGEST}"
             )
 
 

@@ -14,7 +14,7 @@ def test_only_the_named_fields_are_checked():
         check_positive(sizes, "width", "depth")
 
 
-@pytest.mark.parametrize("value", [1.5, 2.0, True, "2", None])
+@pytest.mark.parametrize("value", [1.5, 2.0, True, "2", None, 2**31])
 def test_a_size_is_a_whole_number(value):
     with pytest.raises(ValueError, match=f"SimpleNamespace.width is {value!r}; it must be at"):
         check_positive(types.SimpleNamespace(width=value), "width")
