@@ -141,3 +141,9 @@ def test_a_damaged_folder_is_refused(folder, tmp_path, damage, message):
 def test_the_folder_of_a_run_holds_its_model(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     assert sora_jax.load(tmp_path).settings == ModelSettings(**SETTINGS)
+
+
+def test_every_file_of_a_model_has_the_rights_of_any_other_file(folder, tmp_path):
+    (tmp_path / "file").touch()
+    rights = (tmp_path / "file").stat().st_mode
+    assert {file.stat().st_mode for file in folder.iterdir()} == {rights}

@@ -94,6 +94,8 @@ def replaced(folder: pathlib.Path | str) -> Iterator[pathlib.Path]:
             # the model of an earlier step is replaced.
             (folder / "model.json").unlink(missing_ok=True)
             for file in sorted(scratch.iterdir(), key=lambda file: file.name == "model.json"):
+                # The library of safetensors keeps what it writes from all other users.
+                shutil.copymode(scratch / "model.json", file)
                 os.replace(file, folder / file.name)
     except BaseException:
         if is_new:
