@@ -1,6 +1,7 @@
 """Looks for the mesh and the remat of a training run on a slice.
 
-Arithmetic discards what cannot be, a guess ranks the rest, and the compiler judges the few best.
+Arithmetic discards what cannot be, a guess ranks the rest, and the compiler judges the config's own
+and the few best.
 """
 
 import collections
@@ -24,7 +25,9 @@ from sora_jax.pod.report import make_report, needed_gib
 from sora_jax.pod.sizes import Sizes, default_batch, read_sizes
 from sora_jax.sharding import MESH_AXES, RULES
 
-MESHES = 3  # that are compiled and fit, each with the remat of the best guess
+MESHES = (
+    4  # that are compiled and fit, the config's own, and others with the remat of the best guess
+)
 TRIES = 8  # plans compiled at most; those that the meshes leave are other remats of the best one
 PRODUCTS = 0.5  # of the peak, in the guess
 
@@ -58,7 +61,7 @@ def search(
     """Prints a table of what was compiled, and what it recommends.
 
     Args:
-      config: of `train.py`; its mesh and remat do not matter.
+      config: of `train.py`; where its own mesh and remat can be, they are compiled first.
       topology: the slice.
       bucket: FRAMESxHEIGHTxWIDTH, or None for the largest of the config.
       clips: of the global batch; None for the config's, a multiple of the chips.
@@ -99,7 +102,7 @@ def search(
         fitting = [report for report in reports if report["fits"]]
         return min(fitting, key=lambda report: report["seconds"]["step"], default=None)
 
-    for candidate in ranked:
+    for candidate in _own(config, topology, ranked) + ranked:
         if len(reports) == TRIES or sum(report["fits"] for report in reports) == MESHES:
             break
         if candidate.bound < limit and candidate.mesh not in closed:
@@ -116,6 +119,16 @@ def search(
     print(table(reports))
     print(_advice(best()))
     return {"candidates": reports, "best": best()}
+
+
+def _own(config: ConfigDict, topology: Slice, ranked: list[Candidate]) -> list[Candidate]:
+    """The config's own among the candidates, if it is one."""
+    try:
+        mesh = dict(plan_mesh(config, topology).shape)
+    except ValueError:
+        return []
+    remat = config.get("remat", "")
+    return [one for one in ranked if one.mesh == mesh and one.remat in ("", remat)]
 
 
 def rank(config: ConfigDict, topology: Slice, sizes: Sizes, clips: int) -> list[Candidate]:
@@ -261,6 +274,10 @@ def _guess(
         layers = sizes.dit.layers
         # Twelve exchanges of heads for tokens, half of the bytes either way round.
         links += layers * 6.0 * rows / mesh["tensor"] / mesh["context"] * (mesh["context"] > 1)
+        # Where there are more chips than heads to exchange, keys and values go round a ring of
+        # groups, and with their gradients on the way back.
+        groups = mesh["context"] // math.gcd(mesh["context"], sizes.dit.heads // mesh["tensor"])
+        links += layers * 6.0 * rows / mesh["tensor"] / mesh["context"] * (groups - 1)
         # A sum after attention and after the MLP, forward and backward.
         links += layers * 4.0 * 2.0 * rows / mesh["context"] * (mesh["tensor"] > 1)
     return products + links / LINKS

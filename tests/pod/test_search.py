@@ -47,14 +47,24 @@ def test_a_batch_that_no_mesh_holds_is_refused(config):
 
 
 @needs_compiler
+def test_chips_beyond_the_heads_are_guessed_to_cost_a_ring(config):
+    sizes = read_sizes(config, "17x512x512")
+    found = rank(config, Slice("v6e", (4, 4)), sizes, 16)
+    guess = {tuple(one.mesh.values()): one.guess for one in found if one.remat == "none"}
+    # 4 heads: context 4 exchanges them all, context 8 is a ring of two such groups.
+    assert guess[4, 1, 4, 1] < guess[2, 1, 8, 1]
+
+
+@needs_compiler
 def test_of_the_best_mesh_other_remats_are_compiled_too(config, monkeypatch, capsys):
     monkeypatch.setattr(search, "MESHES", 1)
     monkeypatch.setattr(search, "TRIES", 2)
     config = config.copy_and_resolve_references()
     config.text.layers = config.dit.layers = 1
+    config.remat = "blocks"  # not what a guess would begin with
     found = search.search(config, Slice("v6e", (1, 1)), "5x16x32", 4)
     first, second = found["candidates"]
-    assert first["fits"] and second["fits"]
+    assert first["fits"] and second["fits"] and first["remat"] == "blocks"
     assert first["mesh"] == second["mesh"] and first["remat"] != second["remat"]
     seconds = [one["seconds"]["step"] for one in (first, second)]
     assert found["best"]["seconds"]["step"] == min(seconds)
