@@ -5,6 +5,7 @@ made is read back and compared with it.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -26,6 +27,7 @@ from sora_jax.video_io import write
 logger = logging.getLogger("sora_jax")
 
 SECONDS = 1.5  # of what is made, but
+ROUND_SECONDS = 3.0  # of a video's way back where a shape has the time to come round,
 LOOP_SECONDS = 8.0  # of a loop from text: long enough for a shape to come round
 LONG_SECONDS = 60.0
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -63,9 +65,11 @@ def extend_backwards(model: Model, example: Example, seed: int, **sampling: Any)
     return _extend(model, example, -SECONDS, seed=seed, **sampling)
 
 
-def loop(model: Model, example: Example, seed: int, **sampling: Any) -> tuple:
+def loop(
+    model: Model, example: Example, seed: int, *, seconds: float = SECONDS, **sampling: Any
+) -> tuple:
     """Scores of the way from a clip's end to its beginning, and two rounds of the video."""
-    video = passages.loop(model, example.frames, example.prompt, SECONDS, seed=seed, **sampling)
+    video = passages.loop(model, example.frames, example.prompt, seconds, seed=seed, **sampling)
     count, twice = len(example.frames), np.concatenate([video, video])
     scores = {"jump_out": jump(twice, count), "jump_back": jump(twice, len(video))}
     return {**scores, **_right(video[count:], example)}, twice
@@ -137,6 +141,7 @@ TASKS: dict[str, Callable[..., tuple]] = {
     "extend": extend_forwards,
     "extend_back": extend_backwards,
     "loop": loop,
+    "loop_round": functools.partial(loop, seconds=ROUND_SECONDS),
     "text_loop": loop_from_text,
     "keyframes": keyframes,
     "long": long,
