@@ -27,7 +27,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._started = self._said = time.monotonic()
-        if self._shown and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        if self._shown and (sys.stderr.isatty() or _in_notebook()):
             self._bar = tqdm(total=self.total, desc=self._named, unit=self._unit)
         return self
 
@@ -54,6 +54,11 @@ class Progress:
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 def watched(items: Iterable[Any], total: int, done: str, unit: str) -> Iterator[Any]:

@@ -37,4 +37,8 @@ def claimed(workdir: Folder) -> Iterator[None]:
             ) from error
         except OSError:  # there are no locks here
             pass
-        yield
+        try:
+            yield
+        finally:
+            if [each.name for each in workdir.iterdir()] == [LOCK]:  # refused before it began
+                (workdir / LOCK).unlink()

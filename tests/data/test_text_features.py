@@ -152,7 +152,7 @@ def test_a_caption_that_a_clip_lacks_has_no_features(tmp_path):
         Record(np.zeros(shape), bucket, {"short": "s"}, "a", 0, 0, text),
         Record(np.ones(shape), bucket, {}, "b", 1, 0, {}),
     ]
-    description = {"fps": 8.0}
+    description = {"fps": 8.0, "vae": {}}
     empty = np.full((1, 3), 5.0)
     write_latents(tmp_path / "o", {"train": [lambda: iter(records)]}, 4, description, empty)
     dataset = LatentDataset(tmp_path / "o", text_length=4)
