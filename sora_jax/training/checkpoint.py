@@ -115,11 +115,11 @@ class Checkpoints:
             sums = None
             if (folder / "checksums").exists():  # else it is of an earlier version
                 sums = read(folder / "checksums", args=ocp.args.JsonRestore())
-            # Only reading onto devices needs these.
-            for file in _share(sorted((folder / "state" / "array_metadatas").iterdir())):
-                json.loads(file.read_text())
             handler = ocp.PyTreeCheckpointHandler()
             leaves, structure = jax.tree.flatten(handler.metadata(folder / "state").tree)
+            # Only reading onto devices needs these.
+            for file in _share(sorted((folder / "state" / "array_metadatas").iterdir())):
+                _check_layouts(json.loads(file.read_text()), leaves)
             found = names(jax.tree.unflatten(structure, leaves))
             if sums is not None and set(found) != set(sums):
                 return f"{sorted(set(found) ^ set(sums))[0]} is not in both of its lists of arrays"
@@ -231,6 +231,17 @@ class Checkpoints:
             if error is None:
                 raise
             logger.warning("a checkpoint was not written either: %s", late)
+
+
+def _check_layouts(said: Any, leaves: Sequence[Any]) -> None:
+    """Raises unless a file of array_metadatas says how arrays that there are were cut up."""
+    dimensions = {leaf.name: len(leaf.shape) for leaf in leaves}
+    for one in said["array_metadatas"]:
+        one = one["array_metadata"]
+        for key in ("write_shape", "chunk_shape"):
+            if len(one[key]) != dimensions[one["param_name"]]:
+                raise ValueError(f"the {key} of {one['param_name']} is {one[key]}")
+        one["ext_metadata"]
 
 
 def _share(items: Sequence[Any]) -> Sequence[Any]:

@@ -102,6 +102,18 @@ def test_a_damaged_checkpoint_is_never_restored_and_never_a_crash(tmp_path, capl
     assert passed_over >= 2
 
 
+@pytest.mark.parametrize(
+    "word", ["array_metadatas", "param_name", "write_shape", "chunk_shape", "ext_metadata", "step"]
+)
+def test_a_wrong_letter_in_how_arrays_are_cut_up_is_found(tmp_path, caplog, word):
+    """It is JSON still, and what reads onto devices trusts it."""
+    write(tmp_path, [4, 8])
+    (file,) = (tmp_path / "8" / "state" / "array_metadatas").iterdir()
+    file.write_text(file.read_text().replace(f'"{word}"', f'"{word[:-1]}x"', 1))
+    assert read(tmp_path)[1] == 4
+    assert "the checkpoint of step 8 cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize(("together", "reads"), [(2**28, 1), (8192, 6)])
 def test_arrays_are_read_back_together_as_far_as_memory_allows(
     tmp_path, monkeypatch, together, reads
@@ -131,7 +143,7 @@ def test_only_damaged_checkpoints_are_an_error_that_moves_nothing(tmp_path):
 
 def test_older_checkpoints_go_once_the_new_one_was_read_back(tmp_path, caplog, monkeypatch):
     write(tmp_path, [4, 8, 12], keep=1)
-    assert steps_in(tmp_path) == [12] and not caplog.text
+    assert steps_in(tmp_path) == [12] and "read back" not in caplog.text
     monkeypatch.setattr(checkpoint, "host_checksum", lambda x: -1)
     write(tmp_path, [16, 20], keep=1)
     assert steps_in(tmp_path) == [12, 16, 20]
