@@ -187,4 +187,5 @@ def test_restoring_on_fewer_devices_changes_nothing(tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             state, _ = read(tmp_path, make_mesh(devices=jax.devices()[:count]))
         assert equal(state, jax.device_get(make_state(4, make_mesh())[0]))
-    assert not caplog.text
+    # Reads of damaged checkpoints in other tests leave asyncio with words to say later.
+    assert not [record for record in caplog.records if record.name != "asyncio"]
