@@ -37,6 +37,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
     def quiet(argv: list[str]) -> Any:
         # The libraries below tell of each step they take; warnings are enough.
         absl_logging.set_verbosity(absl_logging.WARNING)
+        absl_logging.get_absl_handler().addFilter(_without_traceback)
         return main(argv)
 
     try:
@@ -44,6 +45,15 @@ def run(main: Callable[[list[str]], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """What a library logs of an error that it raises as well keeps the error's first line."""
+    if record.exc_info and record.exc_info[1] is not None:
+        said = str(record.exc_info[1]).strip().partition("\n")[0]
+        record.msg, record.args = f"{record.getMessage()} {said}", ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
