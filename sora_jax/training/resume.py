@@ -162,7 +162,14 @@ def keep_expert(workdir: Folder, expert: str) -> None:
     Raises:
       ValueError: it is not the one that the run began with.
     """
-    _keep(workdir, EXPERT, {"expert": expert}, f"config.expert={expert!r} is not the transformer")
+    began = _begun_with(workdir, EXPERT)
+    if began is None:
+        _write_down(workdir, EXPERT, {"expert": expert})
+    elif began["expert"] != expert:
+        raise ValueError(
+            f"config.expert={expert!r} is not the transformer that the run in {workdir} began "
+            f"with: give {began['expert']!r}, or begin anew in another --workdir"
+        )
 
 
 def kept_multiple(workdir: Folder, split: BatchSplit) -> BatchSplit:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -123,12 +124,14 @@ class VAETask:
         params = nn.meta.unbox(
             jax.eval_shape(functools.partial(init_vae, self.config), jax.random.key(0))
         )
-        encode = jax.jit(lambda params, frames: self._encode(params, frames)[0])
-        forward = jax.jit(lambda params, frames: self._reconstruct(params, {}, frames, None)[1])
-        forward, encode = (
-            program.lower(params, frames).cost_analysis()["flops"] for program in (forward, encode)
-        )
-        return 3.0 * forward - (2.0 * encode if self.keep_encoder else 0.0)
+
+        def count(network: Callable[[Any, jax.Array], jax.Array]) -> float:
+            return jax.jit(network).lower(params, frames).cost_analysis()["flops"]
+
+        flops = 3.0 * count(lambda params, frames: self._reconstruct(params, {}, frames, None)[1])
+        if self.keep_encoder:  # which has no backward pass
+            flops -= 2.0 * count(lambda params, frames: self._encode(params, frames)[0])
+        return flops
 
     def save(self, folder: pathlib.Path, params: Any, scores: dict[str, Any]) -> None:
         if self.keep_encoder:

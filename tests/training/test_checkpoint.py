@@ -1,5 +1,6 @@
 """Checkpoints: read back before an older one goes, passed over when damaged, the same elsewhere."""
 
+import gc
 import logging
 import shutil
 
@@ -43,6 +44,13 @@ def make_state(step, mesh):
     pair = {"is_leaf": lambda x: isinstance(x, tuple) and len(x) == 2 and hasattr(x[0], "dtype")}
     state = TrainState(**jax.tree.map(lambda x: jax.device_put(*x), values, **pair))
     return state, TrainState(**jax.tree.map(lambda x: x[1], values, **pair))
+
+
+@pytest.fixture(autouse=True)
+def said_in_time():
+    """Of reads that orbax left behind asyncio has words to say: not in a later test."""
+    yield
+    gc.collect()
 
 
 def write(folder, steps, keep=2, mesh=None):
@@ -143,7 +151,7 @@ def test_only_damaged_checkpoints_are_an_error_that_moves_nothing(tmp_path):
 
 def test_older_checkpoints_go_once_the_new_one_was_read_back(tmp_path, caplog, monkeypatch):
     write(tmp_path, [4, 8, 12], keep=1)
-    assert steps_in(tmp_path) == [12] and "read back" not in caplog.text
+    assert steps_in(tmp_path) == [12] and not caplog.text
     monkeypatch.setattr(checkpoint, "host_checksum", lambda x: -1)
     write(tmp_path, [16, 20], keep=1)
     assert steps_in(tmp_path) == [12, 16, 20]
@@ -187,5 +195,4 @@ def test_restoring_on_fewer_devices_changes_nothing(tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             state, _ = read(tmp_path, make_mesh(devices=jax.devices()[:count]))
         assert equal(state, jax.device_get(make_state(4, make_mesh())[0]))
-    # Reads of damaged checkpoints in other tests leave asyncio with words to say later.
-    assert not [record for record in caplog.records if record.name != "asyncio"]
+    assert not caplog.text

@@ -88,7 +88,7 @@ def test_adapters_of_one_of_two_transformers_go_on_bit_for_bit(experts, latents,
     before, after = sora_jax.load(experts), sora_jax.load(workdirs[1])
     same = {name: are_equal(params, after.params[name]) for name, params in before.params.items()}
     assert same == {"vae": True, "dit": True, "dit_low": False, "text": True}
-    with pytest.raises(ValueError, match=r"config.expert='high' is not the .* began .*: give that"):
+    with pytest.raises(ValueError, match=r"config.expert='high' is not the .* began .*give 'low'"):
         make_task(make_config(experts, expert="high"), workdirs[0])
 
 
