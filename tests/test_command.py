@@ -7,6 +7,8 @@ import sys
 INTERRUPTED = """
 import signal
 from sora_jax import command
+# A shell starts what runs in its background without it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 command.run(lambda argv: signal.raise_signal(signal.SIGINT))
 """
 
