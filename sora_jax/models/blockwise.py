@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_CACHED_SCORES = 2**18  # how many scores of short sequences a CPU works on at a time (1 MiB)
-_BLOCK = 512  # queries (forward) or keys (backward) at a time in long sequences
+_CACHED_SCORES = 2**18  # how many scores a CPU works on at a time at least (1 MiB)
+_BLOCK = 512  # queries (forward) or keys (backward) at a time, more if they have few scores each
 MASKED = -1e30
 
 
@@ -96,12 +96,12 @@ def _head_forward(q, k, v, mask):
         out = _dot(v.T, weights.astype(v.dtype)) / total
         return carry, (out.T, (highest + jnp.log(total))[0])
 
-    return _over_blocks(block, (), q)[1]
+    return _over_blocks(block, (), _scaled(q), width=k.shape[0])[1]
 
 
 def _head_backward(q, k, v, out, lse, grad, mask):
     """Gradients of q, k and v of one head, a block of keys at a time."""
-    scale = q.shape[-1] ** -0.5
+    q = _scaled(q)
     # The softmax's own gradient: how much each query's output moves along the output gradient.
     along = (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1)[None]
 
@@ -109,15 +109,21 @@ def _head_backward(q, k, v, out, lse, grad, mask):
         k, v, mask = keys
         weights = jnp.exp(_scores(k, q, mask) - lse[None])
         dv = _dot(weights.astype(grad.dtype), grad)
-        dscores = (weights * (_dot(v, grad.T) - along) * scale).astype(q.dtype)
+        dscores = (weights * (_dot(v, grad.T) - along)).astype(q.dtype)
         return dq + _dot(k.T, dscores), (_dot(dscores, q), dv)
 
-    dq, (dk, dv) = _over_blocks(block, jnp.zeros(q.shape[::-1], jnp.float32), (k, v, mask))
-    return dq.T, dk, dv
+    zeros = jnp.zeros(q.shape[::-1], jnp.float32)
+    dq, (dk, dv) = _over_blocks(block, zeros, (k, v, mask), width=q.shape[0])
+    return _scaled(dq.T), dk, dv
+
+
+def _scaled(q):
+    """Queries, or their gradients, over sqrt(d): cheaper than to scale each of the scores."""
+    return q * q.shape[-1] ** -0.5
 
 
 def _scores(k, q, mask):
-    scores = _dot(k, q.T) * q.shape[-1] ** -0.5
+    scores = _dot(k, q.T)
     return scores if mask is None else jnp.where(mask[:, None], scores, MASKED)
 
 
@@ -125,10 +131,14 @@ def _dot(a, b):
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _over_blocks(block: Callable, carry, rows):
-    """lax.scan of `block` over nearly equal blocks of the leading axis; the last may be shorter."""
+def _over_blocks(block: Callable, carry, rows, width: int):
+    """lax.scan of `block` over nearly equal blocks of the leading axis; the last may be shorter.
+
+    A block of n rows has n width scores.
+    """
     count = jax.tree.leaves(rows)[0].shape[0]
-    size = math.ceil(count / math.ceil(count / _BLOCK))
+    most = max(_BLOCK, _CACHED_SCORES // width)
+    size = math.ceil(count / math.ceil(count / most))
     whole = count // size * size
     blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), rows)
     carry, results = lax.scan(block, carry, blocks)

@@ -51,6 +51,7 @@ SIZES = {
     "many short clips, heads together": (24, 100, 100, 5, 16),
     "short clips, heads in uneven groups": (3, 300, 290, 5, 16),
     "cross-attention": (2, 1500, 77, 6, 32),
+    "cross-attention, its queries in blocks": (1, 2500, 500, 2, 16),
     "one query": (1, 1, 2**19 + 3, 2, 4),
 }
 

@@ -31,6 +31,26 @@ def test_layer_norm(scale):
     np.testing.assert_allclose(layer_norm(x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_layer_norm_gradient(scale, mean):
+    x, grad = scale * (draw(2, 3, 16) + mean), draw(2, 3, 16, seed=1)
+    wide = x.astype(np.float64) - x.astype(np.float64).mean(-1, keepdims=True)
+    rate = 1 / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
+    # d y_i / d x_j = rate (delta_ij - 1 / D - y_i y_j / D), the matrix of all of them.
+    y = wide * rate
+    slopes = rate[..., None] * (np.eye(16) - 1 / 16 - y[..., :, None] * y[..., None, :] / 16)
+    expected = np.einsum("...i,...ij->...j", grad, slopes)
+    (result,) = jax.vjp(layer_norm, x)[1](jnp.asarray(grad))
+    np.testing.assert_allclose(result, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_layer_norm_gradient_has_the_dtype_of_its_input():
+    x = jnp.asarray(draw(4, 64), jnp.bfloat16)
+    (result,) = jax.vjp(layer_norm, x)[1](jnp.ones((4, 64)))
+    assert result.dtype == jnp.bfloat16
+
+
 def test_layer_norm_with_scale_and_bias():
     x, scale, bias = draw(2, 3, 16) + 2, draw(16, seed=1), draw(16, seed=2)
     wide = x.astype(np.float64)
