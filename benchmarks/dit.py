@@ -13,6 +13,7 @@ import optax
 from flax import linen as nn
 
 from benchmarks.timing import measure, report
+from sora_jax.host_memory import keep_freed_memory
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.dit_config import DiTConfig, flops
 
@@ -61,5 +62,6 @@ def make_rows(
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     repeats = int(sys.argv[2]) if len(sys.argv) > 2 else 7
     report(measure(make_rows(sys.argv[1]), repeats))

@@ -10,6 +10,7 @@ import sora_jax
 from benchmarks import dit, sampler, text, vae
 from benchmarks.against_diffusers import SMALL, Sizes
 from benchmarks.turns import MATMUL, serve
+from sora_jax.host_memory import keep_freed_memory
 
 
 def make_calls(row: str, small: bool) -> dict[str, Callable[[], Any]]:
@@ -39,4 +40,5 @@ def make_calls(row: str, small: bool) -> dict[str, Callable[[], Any]]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     serve(make_calls)

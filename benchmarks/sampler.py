@@ -17,6 +17,7 @@ from flax import linen as nn
 import sora_jax
 from benchmarks import dit
 from benchmarks.timing import once
+from sora_jax.host_memory import keep_freed_memory
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.dit_config import DiTConfig
 from sora_jax.models.text_reader import TextReader
@@ -80,4 +81,5 @@ def main(repeats: int) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)

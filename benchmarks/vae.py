@@ -10,6 +10,7 @@ import jax
 from flax import linen as nn
 
 from benchmarks.timing import measure, report
+from sora_jax.host_memory import keep_freed_memory
 from sora_jax.models import conv
 from sora_jax.models.vae import VAE, VAEConfig, init_vae
 
@@ -39,5 +40,6 @@ def make_rows(
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     repeats = int(sys.argv[3]) if len(sys.argv) > 3 else 5
     report(measure(make_rows(sys.argv[1], int(sys.argv[2])), repeats))

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
+from sora_jax.host_memory import keep_freed_memory
+
 
 def fail(error: object) -> NoReturn:
     """Ends the process with the error on one line of stderr."""
@@ -40,6 +42,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
         absl_logging.get_absl_handler().addFilter(_without_traceback)
         return main(argv)
 
+    keep_freed_memory()
     try:
         app.run(quiet, flags_parser=_parse)
     except KeyboardInterrupt:

@@ -9,7 +9,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "sora_jax"
 
 # What each part of the package may import besides itself; a part is a file or folder of it.
 ARROWS = {
-    "command": set(),
+    "host_memory": set(),
+    "command": {"host_memory"},
     "buckets": set(),
     "digests": set(),
     "progress": set(),

@@ -1,0 +1,57 @@
+"""Memory that is freed and taken again: whether the system has to bring its pages anew."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sora_jax import host_memory
+
+PROGRAM = """
+import resource
+import threading
+import numpy as np
+from sora_jax.host_memory import keep_freed_memory
+
+if {keep}:
+    keep_freed_memory()
+
+def touch():  # 40 MB, more than glibc keeps by itself
+    np.ones(5_000_000)
+
+def round():
+    touch()
+    thread = threading.Thread(target=touch)
+    thread.start()
+    thread.join()
+
+round()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    round()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(keep):
+    program = PROGRAM.format(keep=keep)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+def test_pages_stay_with_the_process():
+    taken_anew = 10 * 40_000_000 // 2**21  # in the largest of pages
+    assert faults(keep=False) > taken_anew
+    assert faults(keep=True) < taken_anew
+
+
+def test_machines_with_an_accelerator_keep_to_the_usual_way(monkeypatch, tmp_path):
+    monkeypatch.setattr(host_memory, "Path", lambda _: tmp_path)
+    asked = []
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", asked.append)
+    (tmp_path / "vfio").mkdir()
+    (tmp_path / "vfio" / "vfio").touch()  # is there without any device
+    (tmp_path / "vfio" / "0").touch()
+    host_memory.keep_freed_memory()
+    assert not asked
