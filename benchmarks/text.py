@@ -10,6 +10,7 @@ import jax
 from flax import linen as nn
 
 from benchmarks.timing import measure, report
+from sora_jax.host_memory import keep_freed_memory
 from sora_jax.models.text import TextConfig, TextEncoder, flops, init_text
 
 CONFIG = TextConfig(vocabulary=32_000, width=512, layers=6, heads=6, head_width=64, mlp_width=1024)
@@ -27,4 +28,5 @@ def make_rows(
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     report(measure(make_rows(), int(sys.argv[1]) if len(sys.argv) > 1 else 15))

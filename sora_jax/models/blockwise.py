@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_CACHED_SCORES = 2**18  # how many scores a CPU works on at a time at least (1 MiB)
+_CACHED_SCORES = 2**18  # of short sequences so many are worked on at a time (1 MiB)
 _BLOCK = 512  # queries (forward) or keys (backward) at a time, more if they have few scores each
 MASKED = -1e30
 
