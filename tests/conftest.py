@@ -1,5 +1,6 @@
 """What tests share: eight virtual CPU devices, strict rank promotion, a tiny model, footage."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -37,6 +38,12 @@ LONGEST = {
 def pytest_collection_modifyitems(items):
     """Workers take file by file: the longest first, so that none is left alone with one."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish():
+    """Tracing makes many small objects; to look for garbage among what is imported takes longer."""
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Checks that the configurations of the models share, and what a network of a size consists of."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,5 +26,10 @@ def is_counts(value: Any) -> bool:
 
 
 def abstract_params(init: Callable[[Any, jax.Array], Any], config: Any) -> Any:
-    """What `init(config, key)` returns, with shapes in the place of numbers."""
+    """What `init(config, key)` returns, with shapes in the place of numbers; a tree of its own."""
+    return jax.tree.map(lambda x: x, _abstract_params(init, config))
+
+
+@functools.cache  # a network is traced for it, which takes up to a second
+def _abstract_params(init, config):
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))

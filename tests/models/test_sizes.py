@@ -2,9 +2,10 @@
 
 import types
 
+import jax
 import pytest
 
-from sora_jax.models.sizes import check_positive, is_counts
+from sora_jax.models.sizes import abstract_params, check_positive, is_counts
 
 
 def test_only_the_named_fields_are_checked():
@@ -27,3 +28,12 @@ def test_what_is_no_tuple_of_counts(value):
 
 def test_what_is_a_tuple_of_counts():
     assert is_counts((1, 2, 3)) and is_counts(())
+
+
+def test_shapes_are_the_caller_s_to_change():
+    def init(width, key):
+        return {"layer": {"kernel": jax.random.normal(key, (width, 3))}}
+
+    abstract_params(init, 2)["layer"].clear()
+    assert abstract_params(init, 2)["layer"]["kernel"].shape == (2, 3)
+    assert abstract_params(init, 4)["layer"]["kernel"].shape == (4, 3)
