@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.commands import REPOSITORY, environment, finish, start
+from tests.commands import REPOSITORY, environment
 
 VAE = "--config=tests/tiny_vae.py"
 
@@ -20,6 +20,50 @@ def error_of(status, said, folder):
     assert last.startswith("error: ")
     assert not [file for file in folder.rglob("*") if file.is_file()]
     return last
+
+
+# Runs commands of ours, each in a process of its own, which has the imports already, and knows the
+# shapes of the tiny networks.
+SERVER = """
+import json, os, runpy, sys
+import sora_jax.prompting, sora_jax.training.setup
+from sora_jax.models.sizes import abstract_params
+from tests import tiny_model
+abstract_params(tiny_model.init_vae, tiny_model.VAE_CONFIG)
+abstract_params(tiny_model.init_dit, tiny_model.DIT_CONFIG)
+for line in sys.stdin:
+    arguments, log = json.loads(line)
+    process = os.fork()
+    if not process:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+        sys.argv = arguments
+        if arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            exec(arguments[1])
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(arguments of python) -> exit status and standard error."""
+    log = tmp_path_factory.mktemp("said") / "stderr"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER], cwd=REPOSITORY, env=environment(), text=True, **pipes
+    )
+
+    def run(*arguments):
+        log.unlink(missing_ok=True)
+        process.stdin.write(json.dumps([arguments, str(log)]) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline()), log.read_text()
+
+    with process:
+        yield run
 
 
 @pytest.mark.parametrize(
@@ -37,45 +81,9 @@ def error_of(status, said, folder):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_train_refuses(tmp_path, arguments, message):
-    command = ["train.py", *arguments, f"--workdir={tmp_path}/run"]
-    said = error_of(*finish(start(*command)), tmp_path)
+def test_train_refuses(run, tmp_path, arguments, message):
+    said = error_of(*run("train.py", *arguments, f"--workdir={tmp_path}/run"), tmp_path)
     assert re.search(message, said)
-
-
-# Runs sample.py as a command, each time in a process of its own, which has the imports already.
-SAMPLE = """
-import json, os, runpy, sys
-import sora_jax.sample_flags, sora_jax.video_io
-for line in sys.stdin:
-    arguments, log = json.loads(line)
-    process = os.fork()
-    if not process:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
-        sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
-        sys.exit()
-    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    """(arguments) -> exit status and standard error of sample.py."""
-    log = tmp_path_factory.mktemp("said") / "stderr"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SAMPLE], cwd=REPOSITORY, env=environment(), text=True, **pipes
-    )
-
-    def run(*arguments):
-        log.unlink(missing_ok=True)
-        process.stdin.write(json.dumps([["sample.py", *arguments], str(log)]) + "\n")
-        process.stdin.flush()
-        return int(process.stdout.readline()), log.read_text()
-
-    with process:
-        yield run
 
 
 @pytest.mark.parametrize(
@@ -118,9 +126,9 @@ def sample(tmp_path_factory):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_sample_refuses(sample, folder, tmp_path, arguments, message):
+def test_sample_refuses(run, folder, tmp_path, arguments, message):
     arguments = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
-    said = error_of(*sample(f"--checkpoint={folder}", *arguments), tmp_path)
+    said = error_of(*run("sample.py", f"--checkpoint={folder}", *arguments), tmp_path)
     assert re.search(message, said)
 
 
@@ -162,6 +170,6 @@ LESS = "ask for a smaller --size or fewer --frames"
     ],
     ids=["size", "sample", "least", "adapters", "train"],
 )
-def test_too_little_memory_is_said_with_the_remedy(tmp_path, arguments, message):
+def test_too_little_memory_is_said_with_the_remedy(run, tmp_path, arguments, message):
     arguments = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
-    assert error_of(*finish(start(*arguments)), tmp_path) == f"error: out of memory: {message}"
+    assert error_of(*run(*arguments), tmp_path) == f"error: out of memory: {message}"
