@@ -108,8 +108,9 @@ def test_normalised_latents_decode_as_the_network_made_them(model):
     image = np.random.default_rng(0).integers(0, 256, (1, 1, SIZE[1], SIZE[0], 3), np.uint8)
     decoded = next(model.decode(model.encode(image)))
     params = {"params": model.params["vae"]}
-    mean = VAE(VAE_CONFIG).apply(params, image / np.float32(127.5) - 1, method="encode")[0]
-    expected = to_uint8(VAE(VAE_CONFIG).apply(params, mean, method="decode")[0])
+    run = jax.jit(VAE(VAE_CONFIG).apply, static_argnames="method")
+    mean = run(params, image / np.float32(127.5) - 1, method="encode")[0]
+    expected = to_uint8(run(params, mean, method="decode")[0])
     assert np.abs(decoded.astype(int) - expected).max() <= 1
 
 
@@ -138,6 +139,9 @@ def test_new_prompts_seeds_and_images_compile_nothing(model, clip):
     assert generation.generate._cache_size() == before > 0
 
 
+network = jax.jit(DiT(DIT_CONFIG).apply)
+
+
 def by_hand(model, guidance, negative, seed, first, steps):
     """Animates latents `first` with Euler's method, the network called once for each question."""
     shape = (1, *model.latent_shape(SIZE, FRAMES))
@@ -154,8 +158,7 @@ def by_hand(model, guidance, negative, seed, first, steps):
         seen, levels = x, np.float32([[0.0, *[t] * (shape[1] - 1)]])
         if not frames:
             seen, levels = np.where(held, noise, x), np.where(levels == 0, 1.0, levels)
-        y = DiT(DIT_CONFIG).apply({"params": model.params["dit"]}, seen, levels, text)
-        return np.asarray(y)
+        return np.asarray(network({"params": model.params["dit"]}, seen, levels, text))
 
     for t, s in itertools.pairwise(levels):
         clean = full = ask(True, True, t)

@@ -19,7 +19,7 @@ from sora_jax.weights.settings import from_settings
 
 def save_vae(folder, config, seed):
     """A random VAE whose latents have statistics that no training would come to."""
-    params = nn.meta.unbox(init_vae(config, jax.random.key(seed)))
+    params = nn.meta.unbox(jax.jit(init_vae, static_argnums=0)(config, jax.random.key(seed)))
     settings = {**vars(config), "latent_mean": [7.0] * 4, "latent_std": [5.0] * 4}
     save_model(folder, {"vae": Part(settings, params)}, {"fps": 8.0})
 
