@@ -14,6 +14,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 500  # some seconds: not over before a signal comes, even on a busy machine
+SELDOM = "--config.loop.checkpoint_every=250"  # for runs that nothing ends
 
 
 def start(program, count, devices):
@@ -73,7 +74,7 @@ def wait_for_checkpoint(workdir, after):
 def alone(tmp_path_factory):
     """What one process with four devices says, and the model that it writes."""
     workdir = tmp_path_factory.mktemp("alone")
-    (status,), (said,) = finish(train(workdir, 1, 4))
+    (status,), (said,) = finish(train(workdir, 1, 4, SELDOM))
     assert status == 0, said
     return losses(said), np.load(workdir / "model" / "model.npz")
 
@@ -87,7 +88,7 @@ def assert_close(found, alone):
 
 
 def test_two_hosts_train_what_one_does(tmp_path, alone):
-    statuses, (first, second) = finish(train(tmp_path, 2, 2))
+    statuses, (first, second) = finish(train(tmp_path, 2, 2, SELDOM))
     assert statuses == [0, 0], first + second
     assert set(losses(first)) == set(range(1, STEPS + 1))
     assert_close(losses(first), alone)
@@ -127,7 +128,7 @@ def test_a_run_survives_a_dead_host_and_a_signal_on_other_numbers_of_hosts(tmp_p
     assert_close(losses(said[0]), alone)
     assert not (tmp_path / "model").exists()
 
-    (status,), (said,) = finish(train(tmp_path, 1, 1))
+    (status,), (said,) = finish(train(tmp_path, 1, 1, SELDOM))
     assert status == 0 and f"resumed from step {stopped}" in said
     assert "not those of the checkpoint" not in said, "the order of the data is another"
     assert set(losses(said)) == set(range(stopped + 1, STEPS + 1))
