@@ -9,6 +9,7 @@ from flax import linen as nn
 from sora_jax.language import tokenizer
 from sora_jax.models.dit import init_dit
 from sora_jax.models.dit_config import DiTConfig
+from sora_jax.models.sizes import abstract_params
 from sora_jax.models.text import TextConfig, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.model_folder import Part, save_model
@@ -33,7 +34,7 @@ DIT_CONFIG = DiTConfig(32, 2, 2, 64, 4, (1, 2, 2), 16, 16)
 
 def draw_params(init, config):
     """Parameters of usual magnitudes, none of them zero as an init would leave some."""
-    shapes = nn.unbox(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
+    shapes = nn.unbox(abstract_params(init, config))
     rng = np.random.default_rng(0)
 
     def draw(path, x):

@@ -13,6 +13,7 @@ from golden import load_golden
 from sora_jax.models.dit import DiT, init_dit
 from sora_jax.models.dit_blocks import Block, Text
 from sora_jax.models.dit_config import DiTConfig, flops
+from sora_jax.models.sizes import abstract_params
 from sora_jax.models.text_reader import TextReader
 from sora_jax.weights.diffusers import dit_from_diffusers
 
@@ -61,7 +62,7 @@ def test_the_function_is_wans_with_a_level_for_each_frame(wan):
 @pytest.mark.parametrize("size", WAN)
 def test_the_number_of_parameters_is_wans(size):
     config, expected = WAN[size]
-    shapes = jax.eval_shape(functools.partial(init_dit, config), jax.random.key(0))
+    shapes = abstract_params(init_dit, config)
     assert sum(np.prod(x.shape) for x in jax.tree.leaves(shapes)) == expected
 
 
@@ -134,7 +135,7 @@ def test_any_grid_is_an_input(latents):
     x = jax.ShapeDtypeStruct((2, *latents, 3), jnp.float32)
     levels = jax.ShapeDtypeStruct((2, latents[0]), jnp.float32)
     text = jax.ShapeDtypeStruct((2, 7, 12), jnp.float32)
-    params = nn.unbox(jax.eval_shape(functools.partial(init_dit, CONFIG), jax.random.key(0)))
+    params = nn.unbox(abstract_params(init_dit, CONFIG))
 
     def half(params, *inputs):
         return DiT(CONFIG, jnp.bfloat16).apply({"params": params}, *inputs)
@@ -211,7 +212,7 @@ def test_recomputing_stores_less():
     def stored(remat):
         x = jax.ShapeDtypeStruct((1, 3, 8, 8, 3), jnp.float32)
         inputs = (x, jnp.zeros((1, 3)), jnp.zeros((1, 5, 12)))
-        params = nn.unbox(jax.eval_shape(functools.partial(init_dit, CONFIG), jax.random.key(0)))
+        params = nn.unbox(abstract_params(init_dit, CONFIG))
         model = DiT(CONFIG, remat=remat)
         saved = jax.eval_shape(
             lambda params, x: jax.vjp(lambda p: model.apply({"params": p}, x, *inputs[1:]), params),
@@ -229,7 +230,7 @@ def test_kept_products_spare_attention_a_second_forward_pass():
     of the weights, and one more only where the attention itself is recomputed."""
     config = dataclasses.replace(CONFIG, layers=1)
     x = jnp.zeros((1, 4, 32, 32, CONFIG.latent_channels))
-    params = nn.unbox(jax.eval_shape(functools.partial(init_dit, config), jax.random.key(0)))
+    params = nn.unbox(abstract_params(init_dit, config))
 
     def exponentials(remat):
         model = DiT(config, remat=remat)
@@ -265,7 +266,7 @@ def products(jaxpr):
 @pytest.mark.parametrize("frames", [2, 6])
 def test_flops_are_those_of_the_traced_matrix_products(patch, frames):
     config = DiTConfig(48, 3, 4, 56, 5, patch, 20, 24)
-    params = nn.unbox(jax.eval_shape(functools.partial(init_dit, config), jax.random.key(0)))
+    params = nn.unbox(abstract_params(init_dit, config))
     inputs = [jnp.zeros(shape) for shape in ((1, frames, 4, 6, 5), (1, frames), (1, 9, 20))]
     traced = jax.make_jaxpr(lambda p: DiT(config).apply({"params": p}, *inputs))(params)
     tokens = np.prod(config.grid((frames, 4, 6)))
@@ -274,7 +275,7 @@ def test_flops_are_those_of_the_traced_matrix_products(patch, frames):
 
 def test_flops_with_images_are_those_of_the_traced_matrix_products():
     config = DiTConfig(48, 3, 4, 56, 5, (1, 2, 2), 20, 24, image_channels=9, image_width=16)
-    params = nn.unbox(jax.eval_shape(functools.partial(init_dit, config), jax.random.key(0)))
+    params = nn.unbox(abstract_params(init_dit, config))
     shapes = ((1, 2, 4, 6, 14), (1, 2), (1, 9, 20), (1, 7, 16))
     inputs = [jnp.zeros(shape) for shape in shapes]
     traced = jax.make_jaxpr(lambda p: DiT(config).apply({"params": p}, *inputs))(params)
