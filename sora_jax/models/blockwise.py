@@ -110,7 +110,8 @@ def _head_backward(q, k, v, out, lse, grad, mask):
         weights = jnp.exp(_scores(k, q, mask) - lse[None])
         dv = _dot(weights.astype(grad.dtype), grad)
         dscores = (weights * (_dot(v, grad.T) - along)).astype(q.dtype)
-        return dq + _dot(k.T, dscores), (_dot(dscores, q), dv)
+        # Turned around before the product, not as a part of it: XLA on CPU is then a fifth faster.
+        return dq + _dot(lax.optimization_barrier(k.T), dscores), (_dot(dscores, q), dv)
 
     zeros = jnp.zeros(q.shape[::-1], jnp.float32)
     dq, (dk, dv) = _over_blocks(block, zeros, (k, v, mask), width=q.shape[0])
