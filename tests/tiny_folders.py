@@ -7,7 +7,6 @@ import numpy as np
 from flax import linen as nn
 
 from sora_jax.language.tokenizer import train
-from sora_jax.models.sizes import abstract_params
 from sora_jax.models.text import TextConfig, init_text
 from sora_jax.models.vae import VAEConfig, init_vae
 from sora_jax.weights.model_folder import Part, save_model
@@ -29,7 +28,7 @@ WORDS = ("a red circle moves right", "a blue square moves left", "a small green 
 
 def randomised(init, config, seed=0):
     """Parameters none of which is zero or one, as an init would leave some."""
-    shapes = nn.meta.unbox(abstract_params(init, config))
+    shapes = nn.meta.unbox(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), shapes)
 
