@@ -51,6 +51,39 @@ def test_pages_stay_with_the_process():
     assert faults(keep=True) < taken_anew
 
 
+LEFT = """
+import jax
+import numpy as np
+from sora_jax import host_memory
+
+host_memory._ACCELERATORS = ()
+host_memory.keep_freed_memory()
+said = []
+jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: said.append(event))
+jax.jit(lambda x: x + 1)(1.0)
+assert host_memory._COMPILED in said, said  # jax still calls it that
+
+def resident():  # in pages
+    return int(open("/proc/self/statm").read().split()[1])
+
+parts = [np.ones(250_000) for _ in range(100)]  # 200 MB
+after = np.ones(250_000)
+del parts
+for seconds in (0.5, 1.5):
+    before = resident()
+    jax.monitoring.record_event_duration_secs(host_memory._COMPILED, seconds)
+    print((before - resident()) // 256)
+"""
+
+
+@needs_glibc
+def test_what_a_long_compilation_leaves_goes_back():
+    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    short, long = map(int, done.stdout.split())  # MiB
+    assert short == 0 and long > 180
+
+
 @needs_glibc
 def test_machines_with_an_accelerator_keep_to_the_usual_way(monkeypatch, tmp_path):
     monkeypatch.setattr(host_memory, "Path", lambda _: tmp_path)
