@@ -29,6 +29,7 @@ import sora_jax
 from tests.tiny_model import write_model
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(50_000)  # tracing makes many small objects, little of it garbage
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 LONGEST = {
@@ -45,7 +46,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module", autouse=True)
 def _little_to_search_for_garbage():
     """What is imported, traced and kept stays: looking for garbage among it takes longest."""
-    gc.set_threshold(50_000)
     gc.collect()
     gc.freeze()
 

@@ -1,7 +1,6 @@
 """Training the VAE: reconstruction of images and clips in native shapes."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from flax import linen as nn
 
 from sora_jax.evaluation.reconstruction import psnr, ssim
 from sora_jax.models.pixels import to_float, to_uint8
+from sora_jax.models.sizes import abstract_params
 from sora_jax.models.vae import VAE, VAEConfig, init_vae
 from sora_jax.training.losses import change_loss, gradient_loss, kl_loss
 from sora_jax.training.state import Batch, Metrics
@@ -121,9 +121,7 @@ class VAETask:
 
     def flops(self, batch: Batch) -> float:
         frames = jax.ShapeDtypeStruct(batch["frames"].shape, jnp.uint8)
-        params = nn.meta.unbox(
-            jax.eval_shape(functools.partial(init_vae, self.config), jax.random.key(0))
-        )
+        params = nn.meta.unbox(abstract_params(init_vae, self.config))
 
         def count(network: Callable[[Any, jax.Array], jax.Array]) -> float:
             return jax.jit(network).lower(params, frames).cost_analysis()["flops"]

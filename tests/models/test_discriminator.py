@@ -16,10 +16,15 @@ def judge(params, x):
     return Discriminator().apply({"params": params}, x)
 
 
+@jax.jit
+def init():
+    return nn.unbox(init_discriminator(jax.random.key(0)))
+
+
 @pytest.fixture(scope="module")
 def params():
     """Drawn ones, with a head that is not silent."""
-    params = nn.unbox(jax.jit(init_discriminator)(jax.random.key(0)))
+    params = init()
     kernel = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
     return {**params, "head": {"kernel": kernel}}
 
@@ -67,7 +72,7 @@ def test_an_even_field_has_finite_gradients(params):
 
 
 def test_it_says_nothing_at_first():
-    params = nn.unbox(jax.jit(init_discriminator)(jax.random.key(0)))
+    params = init()
     assert not np.any(judge(params, draw(1, 1, 16, 16, 3)))
 
 
@@ -76,7 +81,7 @@ def test_it_learns_to_tell_frames_from_blurred_ones(frames):
     real = draw(4, frames, 16, 16, 3)
     fake = (real + np.roll(real, 1, axis=2) + np.roll(real, 1, axis=3)) / 3
     tx = optax.adam(1e-3)
-    params = nn.unbox(jax.jit(init_discriminator)(jax.random.key(0)))
+    params = init()
     state = tx.init(params)
 
     def loss(params):

@@ -5,6 +5,13 @@ import pytest
 from sora_jax.training.levels import NoiseConfig
 
 
+@pytest.mark.parametrize("name", ["std", "shift", "shift_tokens", "floor"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_noise_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"config.noise.{name}={value} must be positive, such as"):
+        NoiseConfig(**{name: value})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
