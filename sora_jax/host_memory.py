@@ -1,16 +1,18 @@
 """How this process gets its memory from the system."""
 
 import ctypes
+import functools
+import resource
 import sys
+import threading
+import time
 from pathlib import Path
-
-import jax
 
 # Parameters of glibc's mallopt, by the numbers of its malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 # Where one of these is, programs have its memory and not the host's.
 _ACCELERATORS = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*")
-_COMPILED = "/jax/core/compile/backend_compile_duration"  # what jax calls it for its listeners
+_GROWTH = 2**28  # bytes; what a process may grow by until freed memory is looked through
 
 
 def keep_freed_memory() -> None:
@@ -21,7 +23,9 @@ def keep_freed_memory() -> None:
     there already keep to the old way, so this comes before the first use of jax. It does nothing
     where the machine has an accelerator, or a C library that is not glibc.
 
-    What compiling a program has left, hundreds of megabytes, goes back all the same.
+    A freed block is not always found again: a small neighbour that lives on can make it a few bytes
+    too short for the next call of the same program. So a thread watches for the process to grow,
+    and then gives back all that is free; what compiling a program left goes the same way.
     """
     if sys.platform != "linux":
         return
@@ -33,9 +37,27 @@ def keep_freed_memory() -> None:
     library.mallopt(_ARENA_MAX, 1)  # others than the first give large blocks back at once
     library.mallopt(_MMAP_MAX, 0)
     library.mallopt(_TRIM_THRESHOLD, -1)
+    _watch()
 
-    def trim(event: str, seconds: float, **_: object) -> None:
-        if event == _COMPILED and seconds > 1.0:
-            library.malloc_trim(0)
 
-    jax.monitoring.register_event_duration_secs_listener(trim)
+@functools.cache
+def _watch() -> None:
+    """Starts the thread, once a process."""
+    library = ctypes.CDLL(None)
+
+    def watch() -> None:
+        settled = _resident()
+        while True:
+            time.sleep(0.1)
+            now = _resident()
+            if now > settled + max(_GROWTH, settled // 8):
+                library.malloc_trim(0)
+                now = settled = _resident()
+            settled = min(settled, now)
+
+    threading.Thread(target=watch, name="freed memory", daemon=True).start()
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has of the system now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
