@@ -12,7 +12,7 @@ from pathlib import Path
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 # Where one of these is, programs have its memory and not the host's.
 _ACCELERATORS = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*")
-_GROWTH = 2**28  # bytes; what a process may grow by until freed memory is looked through
+_GROWTH = 2**27  # bytes; what a process may grow by until freed memory is looked through
 
 
 def keep_freed_memory() -> None:
@@ -48,9 +48,9 @@ def _watch() -> None:
     def watch() -> None:
         settled = _resident()
         while True:
-            time.sleep(0.1)
+            time.sleep(0.05)
             now = _resident()
-            if now > settled + max(_GROWTH, settled // 8):
+            if now > settled + max(_GROWTH, settled // 16):
                 library.malloc_trim(0)
                 now = settled = _resident()
             settled = min(settled, now)
