@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-import resource
+import mmap
 import sys
 import threading
 import time
@@ -60,4 +60,4 @@ def _watch() -> None:
 
 def _resident() -> int:
     """Bytes of memory that this process has of the system now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
