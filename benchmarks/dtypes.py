@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sora_jax
+from sora_jax.host_memory import resident_memory
 from sora_jax.models.pixels import to_uint8
 from sora_jax.models.vae import VAE, denormalise
 from sora_jax.pipeline import Model
@@ -78,10 +79,8 @@ def memory(folder: str, dtype: str) -> None:
 
 
 def resident() -> float:
-    """GiB of this process that are not pages of files, which the system takes back at will."""
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith("RssAnon"))
-    return int(line.split()[1]) / 2**20
+    """GiB."""
+    return resident_memory() / 2**30
 
 
 if __name__ == "__main__":

@@ -46,18 +46,19 @@ def _watch() -> None:
     library = ctypes.CDLL(None)
 
     def watch() -> None:
-        settled = _resident()
+        settled = resident_memory()
         while True:
             time.sleep(0.05)
-            now = _resident()
+            now = resident_memory()
             if now > settled + max(_GROWTH, settled // 16):
                 library.malloc_trim(0)
-                now = settled = _resident()
+                now = settled = resident_memory()
             settled = min(settled, now)
 
     threading.Thread(target=watch, name="freed memory", daemon=True).start()
 
 
-def _resident() -> int:
-    """Bytes of memory that this process has of the system now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+def resident_memory() -> int:
+    """Bytes that this process holds but for pages of files, which the system takes back at will."""
+    pages = Path("/proc/self/statm").read_text().split()
+    return (int(pages[1]) - int(pages[2])) * mmap.PAGESIZE

@@ -61,15 +61,15 @@ host_memory.keep_freed_memory()
 parts = [np.ones(250_000) for _ in range(200)]  # 400 MB
 after = np.ones(250_000)
 time.sleep(0.5)
-before = host_memory._resident()
+before = host_memory.resident_memory()
 del parts
 time.sleep(0.5)
-print((host_memory._resident() - before) >> 20)
+print((host_memory.resident_memory() - before) >> 20)
 whole = np.ones(60_000_000)  # 480 MB, more than the hole
 until = time.monotonic() + 10
-while host_memory._resident() > before + 2**28 and time.monotonic() < until:
+while host_memory.resident_memory() > before + 2**28 and time.monotonic() < until:
     time.sleep(0.1)
-print((host_memory._resident() - before) >> 20)
+print((host_memory.resident_memory() - before) >> 20)
 """
 
 
